@@ -1,0 +1,66 @@
+# make demo: environment, then the whole study on the embedded phantom.
+# make test: environment with the checkers, then every check that CI runs.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+CORES ?= $(shell getconf _NPROCESSORS_ONLN)
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check lint types workflow-lint unit report compact docs lock clean
+
+demo: $(VENV)/.run
+	$(BIN)/snakemake --cores $(CORES)
+	@echo "Tables: results/demo/tables, figures: results/demo/figures, maps: results/demo/maps"
+
+test: $(VENV)/.dev
+	$(MAKE) --no-print-directory check
+
+check: lint types workflow-lint unit
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+
+types:
+	$(BIN)/mypy
+
+workflow-lint:
+	$(BIN)/snakemake --lint
+	$(BIN)/snakemake --cores 1 --dry-run --quiet all
+
+unit:
+	$(BIN)/pytest --cov --cov-report=term --cov-fail-under=85
+
+# Everything of a run in one page, with captions: open report.html
+report: $(VENV)/.run
+	$(BIN)/snakemake --report report.html
+
+# Train the shipped compact models again from nothing (hours on two cores)
+compact: $(VENV)/.run
+	$(BIN)/snakemake --cores $(CORES) compact
+
+# Write config/README.md from the schema
+docs: $(VENV)/.run
+	PYTHONPATH=scripts $(BIN)/python -c "from xaiclip import config; print(config.document(), end='')" > config/README.md
+
+# Pin every package with its hashes (needs uv)
+lock:
+	for name in requirements requirements-dev; do \
+	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	    --custom-compile-command "make lock" envs/$$name.in --output-file envs/$$name.txt; done
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: envs/requirements.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --require-hashes -r envs/requirements.txt
+	touch $@
+
+$(VENV)/.dev: envs/requirements-dev.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --require-hashes -r envs/requirements-dev.txt
+	touch $@ $(VENV)/.run
+
+clean:
+	rm -rf .snakemake results/*/ report.html

@@ -1,0 +1,37 @@
+# XAI-CLIP: which results exist. How each one comes to be stands in rules/, in the order of the data.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+report: "docs/report/workflow.rst"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/compact.smk"
+include: "rules/localizer.smk"
+include: "rules/segmenter.smk"
+include: "rules/explain.smk"
+include: "rules/evaluate.smk"
+include: "rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        expand("results/{run}/metrics/{name}.parquet", run=RUN, name=METRICS),
+        expand("results/{run}/tables/{name}.md", run=RUN, name=TABLES),
+        expand("results/{run}/figures/{name}.png", run=RUN, name=FIGURES),
+        expand(
+            "results/{run}/maps/.written/{method}_{guidance}_{batch}.txt",
+            run=RUN,
+            method=METHODS,
+            guidance=GUIDANCES,
+            batch=batches("test"),
+        ),
+        expand("results/{run}/skipped.tsv", run=RUN),
+        expand("results/{run}/provenance.json", run=RUN),

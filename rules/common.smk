@@ -1,0 +1,152 @@
+# The study as the configuration tells it: cases, batches, and helpers that every stage uses.
+import hashlib
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.append(str(Path(workflow.basedir) / "scripts"))
+
+from xaiclip import provenance
+from xaiclip.config import complete, label_table
+from xaiclip.data.sheet import Case, read_sheet
+from xaiclip.errors import ConfigError
+from xaiclip.organs import organs_of
+
+
+def phantom_cases():
+    """The phantom's cases; each one's name holds its split, modality and number."""
+    return [
+        Case(
+            name=f"{split}_{modality.lower()}_{number:03d}",
+            image=Path(f"results/{RUN}/raw/{split}_{modality.lower()}_{number:03d}.nii.gz"),
+            label=Path(f"results/{RUN}/raw/{split}_{modality.lower()}_{number:03d}_labels.nii.gz"),
+            modality=modality,
+            split=split,
+            batch=None,
+        )
+        for split in ("train", "test")
+        for modality, count in config["data"]["phantom"][split].items()
+        for number in range(count)
+    ]
+
+
+def batch_names(split):
+    """Batch of each case of a split.
+
+    A case's batch hangs on its own name and on the number of batches, a power of two: a new case
+    touches one batch, until the number doubles.
+    """
+    members = [case for case in CASES.values() if case.split == split]
+    count = 1
+    while count * config["cases_per_job"] < len(members):
+        count *= 2
+    return {
+        case.name: (
+            f"{split}-{case.batch}"
+            if case.batch
+            else f"{split}-{int(hashlib.sha256(case.name.encode()).hexdigest(), 16) % count}"
+        )
+        for case in members
+    }
+
+
+try:
+    # in place: rules read `config`, and a rule's params must not hang on what a default was
+    completed = complete(config)
+    config.clear()
+    config.update(completed)
+    RUN = config["run"]
+    CASES = {
+        case.name: case
+        for case in (
+            phantom_cases()
+            if config["data"]["source"] == "phantom"
+            else read_sheet(config["data"]["sheet"])
+        )
+    }
+    BATCHES = {split: batch_names(split) for split in ("train", "test")}
+    if not BATCHES["test"]:
+        raise ConfigError("no case has the split 'test': there is nothing to explain.")
+    if not BATCHES["train"] and not config["localizer"]["weights"]:
+        raise ConfigError(
+            "no case has the split 'train': name a trained localizer in 'localizer.weights'."
+        )
+    for key, path in {
+        "localizer.weights": config["localizer"]["weights"],
+        "segmenter.checkpoint": config["segmenter"]["checkpoint"],
+    }.items():
+        if path and not Path(path).exists():
+            cure = " (run the study that trains it first)" if key == "localizer.weights" else ""
+            raise ConfigError(f"config key '{key}': there is no file '{path}'{cure}.")
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+ORGANS = organs_of(config["classes"])
+METHODS = config["explain"]["methods"]
+GUIDANCES = config["explain"]["guidances"]
+TRAINS = not config["localizer"]["weights"]
+VARIANTS = ["text", "no_text"] if TRAINS and config["localizer"]["ablation"] else ["text"]
+METRICS = ["localizer", "segmenter", "explanations"]
+
+
+def batches(split):
+    """Names of the batches of a split, sorted."""
+    return sorted(set(BATCHES[split].values()))
+
+
+def cases_of(batch):
+    """The cases of a batch, by name."""
+    return sorted(
+        (CASES[name] for split in BATCHES for name, own in BATCHES[split].items() if own == batch),
+        key=lambda case: case.name,
+    )
+
+
+def raw_files(wildcards):
+    """Images and labels of a batch's cases."""
+    files = []
+    for case in cases_of(wildcards.batch):
+        files.append(str(case.image))
+        if case.label:
+            files.append(str(case.label))
+    return files
+
+
+def case_rows(wildcards):
+    """A batch's cases as plain builtins, for params."""
+    return [
+        {
+            "name": case.name,
+            "image": str(case.image),
+            "label": str(case.label) if case.label else None,
+            "modality": case.modality,
+            "split": case.split,
+        }
+        for case in cases_of(wildcards.batch)
+    ]
+
+
+def code(script, *also):
+    """Hash of a script and of all project code behind it: its change reruns the rule."""
+    return provenance.code_hash(script, also)
+
+
+def seed_of(*parts):
+    """A seed of its own for each named thing, from the study's seed."""
+    text = "/".join(str(part) for part in (config["seed"], *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def on_device(**settings):
+    """Settings of a job that runs a model."""
+    return {**settings, "device": config["device"], "precision": config["precision"]}
+
+
+wildcard_constraints:
+    run=config["run"].replace(".", r"\."),
+    case=r"[A-Za-z0-9_-][A-Za-z0-9._-]*",
+    batch=r"(train|test)-[A-Za-z0-9._-]+",
+    variant="text|no_text",
+    method="|".join(sorted(config["methods"])),
+    guidance="full|roi|roi_reference|roi_body",

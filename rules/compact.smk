@@ -1,0 +1,74 @@
+# The compact models of resources/compact, trained from nothing on the phantom: `make compact`.
+COMPACT = config["compact"]
+
+
+rule compact_pool:
+    output:
+        directory("results/compact/pool"),
+    log:
+        "results/compact/logs/pool.log",
+    params:
+        cfg=COMPACT["pool"],
+        code=code("compact_pool.py"),
+    threads: 8
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    conda:
+        "../envs/data.yaml"
+    message:
+        "Slices of {params.cfg[volumes]} phantoms, to train the compact models on"
+    script:
+        "../scripts/compact_pool.py"
+
+
+rule compact_model:
+    input:
+        pool="results/compact/pool",
+    output:
+        directory("results/compact/{model}"),
+    log:
+        "results/compact/logs/{model}.log",
+    wildcard_constraints:
+        model="clip|sam",
+    params:
+        cfg=lambda w: COMPACT[w.model],
+        code=lambda w: code(
+            "compact_model.py",
+            {
+                "clip": "xaiclip.localizer.compact_clip",
+                "sam": "xaiclip.segmenters.compact_sam",
+            }[w.model],
+        ),
+    threads: 8
+    resources:
+        gpu=1,
+        mem_mb=8000,
+        runtime=1440,
+    conda:
+        "../envs/torch.yaml"
+    message:
+        "Train the compact {wildcards.model}"
+    script:
+        "../scripts/compact_model.py"
+
+
+rule compact:
+    input:
+        clip="results/compact/clip",
+        sam="results/compact/sam",
+    output:
+        touch("results/compact/.installed"),
+    log:
+        "results/compact/logs/install.log",
+    params:
+        code=code("compact_install.py"),
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    conda:
+        "../envs/report.yaml"
+    message:
+        "Put the trained models into resources/compact, with checksums and curves"
+    script:
+        "../scripts/compact_install.py"

@@ -1,0 +1,77 @@
+# Raw volumes → slices → preprocessed slices.
+
+
+rule phantom:
+    output:
+        image="results/{run}/raw/{case}.nii.gz",
+        label="results/{run}/raw/{case}_labels.nii.gz",
+    log:
+        "results/{run}/logs/phantom/{case}.log",
+    wildcard_constraints:
+        case=r"(train|test)_(ct|mr)_\d+",
+    params:
+        cfg=lambda w: {
+            "seed": seed_of("phantom", w.case),
+            "modality": CASES[w.case].modality,
+            "settings": config["data"]["phantom"]["settings"],
+        },
+        code=code("phantom.py"),
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    conda:
+        "../envs/data.yaml"
+    message:
+        "Phantom {wildcards.case}"
+    script:
+        "../scripts/phantom.py"
+
+
+rule slices:
+    input:
+        raw_files,
+    output:
+        "results/{run}/slices/{batch}.npz",
+    log:
+        "results/{run}/logs/slices/{batch}.log",
+    params:
+        cfg=lambda w: {
+            "cases": case_rows(w),
+            "classes": config["classes"],
+            "labels": label_table(config),
+            "window": config["data"]["window"],
+            "percentiles": config["data"]["percentiles"],
+            "slices": config["data"]["slices"][w.batch.split("-")[0]],
+        },
+        code=code("slices.py"),
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    conda:
+        "../envs/data.yaml"
+    message:
+        "Slices of batch {wildcards.batch}"
+    script:
+        "../scripts/slices.py"
+
+
+rule preprocess:
+    input:
+        "results/{run}/slices/{batch}.npz",
+    output:
+        "results/{run}/preprocessed/{batch}.npz",
+    log:
+        "results/{run}/logs/preprocess/{batch}.log",
+    params:
+        cfg=config["preprocess"],
+        code=code("preprocess.py"),
+    threads: 2
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    conda:
+        "../envs/data.yaml"
+    message:
+        "Preprocess batch {wildcards.batch} (equations 1 to 8)"
+    script:
+        "../scripts/preprocess.py"

@@ -1,0 +1,124 @@
+# Metrics of each batch, gathered into the Parquet tables; what was left out.
+
+
+rule evaluate_localizer:
+    input:
+        preprocessed="results/{run}/preprocessed/{batch}.npz",
+        localization="results/{run}/localization/{variant}/{batch}.npz",
+    output:
+        rows="results/{run}/metrics/parts/localizer/{variant}_{batch}.parquet",
+        pooled="results/{run}/metrics/parts/localizer/{variant}_{batch}.npz",
+    log:
+        "results/{run}/logs/evaluate_localizer/{variant}_{batch}.log",
+    params:
+        cfg=lambda w: {
+            "variant": w.variant,
+            "classes": config["classes"],
+            "cases": case_rows(w),
+        },
+        code=code("evaluate_localizer.py"),
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    conda:
+        "../envs/data.yaml"
+    message:
+        "Dice and AUC of the localizer ({wildcards.variant}), batch {wildcards.batch}"
+    script:
+        "../scripts/evaluate_localizer.py"
+
+
+rule evaluate_segmenter:
+    input:
+        slices="results/{run}/slices/{batch}.npz",
+        segmentation="results/{run}/segmentation/{batch}.npz",
+    output:
+        rows="results/{run}/metrics/parts/segmenter/{batch}.parquet",
+    log:
+        "results/{run}/logs/evaluate_segmenter/{batch}.log",
+    params:
+        cfg=lambda w: {"organs": ORGANS, "cases": case_rows(w)},
+        code=code("evaluate_segmenter.py"),
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    conda:
+        "../envs/data.yaml"
+    message:
+        "Dice and IoU of the segmenter, batch {wildcards.batch}"
+    script:
+        "../scripts/evaluate_segmenter.py"
+
+
+PARTS = {
+    "localizer": expand(
+        "results/{run}/metrics/parts/localizer/{variant}_{batch}.parquet",
+        variant=VARIANTS,
+        batch=batches("test"),
+        allow_missing=True,
+    ),
+    "segmenter": expand(
+        "results/{run}/metrics/parts/segmenter/{batch}.parquet",
+        batch=batches("test"),
+        allow_missing=True,
+    ),
+    "explanations": expand(
+        "results/{run}/metrics/parts/explanations/{method}_{guidance}_{batch}.parquet",
+        method=METHODS,
+        guidance=GUIDANCES,
+        batch=batches("test"),
+        allow_missing=True,
+    ),
+}
+
+
+rule metrics:
+    input:
+        lambda w: PARTS[w.name],
+    output:
+        "results/{run}/metrics/{name}.parquet",
+    log:
+        "results/{run}/logs/metrics/{name}.log",
+    wildcard_constraints:
+        name="|".join(METRICS),
+    params:
+        cfg=lambda w: {"name": w.name},
+        code=code("metrics.py"),
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    conda:
+        "../envs/data.yaml"
+    message:
+        "Gather {output}"
+    script:
+        "../scripts/metrics.py"
+
+
+rule skipped:
+    input:
+        slices=expand(
+            "results/{run}/slices/{batch}.npz",
+            batch=(batches("train") if TRAINS else []) + batches("test"),
+            allow_missing=True,
+        ),
+        roi=expand("results/{run}/roi/{batch}.npz", batch=batches("test"), allow_missing=True),
+        segmentation=expand(
+            "results/{run}/segmentation/{batch}.npz", batch=batches("test"), allow_missing=True
+        ),
+        explanations="results/{run}/metrics/explanations.parquet",
+    output:
+        "results/{run}/skipped.tsv",
+    log:
+        "results/{run}/logs/skipped.log",
+    params:
+        code=code("skipped.py"),
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    conda:
+        "../envs/data.yaml"
+    message:
+        "What was left out, and why"
+    script:
+        "../scripts/skipped.py"

@@ -1,0 +1,100 @@
+# perturb → score (the models run) → aggregate (they do not) → maps in the source geometry.
+
+
+def method_settings(wildcards):
+    return {
+        "method": wildcards.method,
+        "guidance": wildcards.guidance,
+        "settings": config["methods"][wildcards.method],
+        "values": config["explain"]["values"],
+    }
+
+
+rule score:
+    input:
+        slices="results/{run}/slices/{batch}.npz",
+        preprocessed="results/{run}/preprocessed/{batch}.npz",
+        roi="results/{run}/roi/{batch}.npz",
+    output:
+        scores="results/{run}/scores/{method}/{guidance}/{batch}.npz",
+        table="results/{run}/scores/{method}/{guidance}/{batch}.parquet",
+    log:
+        "results/{run}/logs/score/{method}_{guidance}_{batch}.log",
+    benchmark:
+        "results/{run}/benchmarks/score/{method}_{guidance}_{batch}.tsv"
+    params:
+        cfg=lambda w: on_device(
+            **method_settings(w),
+            organs=ORGANS,
+            segmenter=config["segmenter"],
+            **{key: config["explain"][key] for key in ("prompt", "fill", "batch_size")},
+            seed=seed_of("explain", w.method),
+        ),
+        code=lambda w: code("score.py", f"xaiclip.explain.{w.method}"),
+    threads: 8
+    resources:
+        gpu=1,
+        mem_mb=lambda wildcards, attempt: 6000 * attempt,
+        runtime=lambda wildcards, attempt: 240 * attempt,
+    conda:
+        "../envs/torch.yaml"
+    message:
+        "Score {wildcards.method} ({wildcards.guidance}) on batch {wildcards.batch}"
+    script:
+        "../scripts/score.py"
+
+
+rule attribute:
+    input:
+        slices="results/{run}/slices/{batch}.npz",
+        roi="results/{run}/roi/{batch}.npz",
+        localization="results/{run}/localization/text/{batch}.npz",
+        segmentation="results/{run}/segmentation/{batch}.npz",
+        scores="results/{run}/scores/{method}/{guidance}/{batch}.npz",
+        cost="results/{run}/cost.json",
+    output:
+        maps="results/{run}/attributions/{method}/{guidance}/{batch}.npz",
+        rows="results/{run}/metrics/parts/explanations/{method}_{guidance}_{batch}.parquet",
+    log:
+        "results/{run}/logs/attribute/{method}_{guidance}_{batch}.log",
+    params:
+        cfg=lambda w: {
+            **method_settings(w),
+            "organs": ORGANS,
+            "prompt": config["explain"]["prompt"],
+            "cases": case_rows(w),
+            "seed": seed_of("explain", w.method),
+        },
+        code=lambda w: code("attribute.py", f"xaiclip.explain.{w.method}"),
+    threads: 2
+    resources:
+        mem_mb=lambda wildcards, attempt: 3000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    conda:
+        "../envs/torch.yaml"
+    message:
+        "Maps and metrics of {wildcards.method} ({wildcards.guidance}), batch {wildcards.batch}"
+    script:
+        "../scripts/attribute.py"
+
+
+rule maps:
+    input:
+        slices="results/{run}/slices/{batch}.npz",
+        attributions="results/{run}/attributions/{method}/{guidance}/{batch}.npz",
+    output:
+        "results/{run}/maps/.written/{method}_{guidance}_{batch}.txt",
+    log:
+        "results/{run}/logs/maps/{method}_{guidance}_{batch}.log",
+    params:
+        cfg=lambda w: {"method": w.method, "guidance": w.guidance},
+        code=code("maps.py"),
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    conda:
+        "../envs/data.yaml"
+    message:
+        "NIfTI maps of {wildcards.method} ({wildcards.guidance}), batch {wildcards.batch}"
+    script:
+        "../scripts/maps.py"

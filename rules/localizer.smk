@@ -1,0 +1,96 @@
+# Training the localizer; probability maps; ROI masks and boxes.
+TRAINED = (
+    "results/{run}/localizer/{variant}/localizer.safetensors"
+    if TRAINS
+    else config["localizer"]["weights"]
+)
+
+
+if TRAINS:
+
+    rule train_localizer:
+        input:
+            slices=expand(
+                "results/{run}/preprocessed/{batch}.npz",
+                batch=batches("train"),
+                allow_missing=True,
+            ),
+        output:
+            weights="results/{run}/localizer/{variant}/localizer.safetensors",
+            settings="results/{run}/localizer/{variant}/localizer.json",
+            history="results/{run}/localizer/{variant}/training.csv",
+        log:
+            "results/{run}/logs/train_localizer/{variant}.log",
+        benchmark:
+            "results/{run}/benchmarks/train_localizer/{variant}.tsv"
+        params:
+            cfg=lambda w: on_device(
+                **{
+                    key: config["localizer"][key]
+                    for key in config["localizer"]
+                    if key not in ("weights", "ablation")
+                },
+                text=w.variant == "text",
+                classes=config["classes"],
+                seed=seed_of("localizer"),
+            ),
+            code=code("train_localizer.py"),
+        threads: 8
+        resources:
+            gpu=1,
+            mem_mb=lambda wildcards, attempt: 4000 * attempt,
+            runtime=lambda wildcards, attempt: 240 * attempt,
+        conda:
+            "../envs/torch.yaml"
+        message:
+            "Train the localizer ({wildcards.variant})"
+        script:
+            "../scripts/train_localizer.py"
+
+
+rule localize:
+    input:
+        slices="results/{run}/preprocessed/{batch}.npz",
+        weights=TRAINED,
+    output:
+        "results/{run}/localization/{variant}/{batch}.npz",
+    log:
+        "results/{run}/logs/localize/{variant}_{batch}.log",
+    benchmark:
+        "results/{run}/benchmarks/localize/{variant}_{batch}.tsv"
+    params:
+        cfg=on_device(classes=config["classes"]),
+        code=code("localize.py"),
+    threads: 8
+    resources:
+        gpu=1,
+        mem_mb=lambda wildcards, attempt: 3000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    conda:
+        "../envs/torch.yaml"
+    message:
+        "Localize the organs of batch {wildcards.batch} ({wildcards.variant})"
+    script:
+        "../scripts/localize.py"
+
+
+rule roi:
+    input:
+        slices="results/{run}/slices/{batch}.npz",
+        localization="results/{run}/localization/text/{batch}.npz",
+    output:
+        "results/{run}/roi/{batch}.npz",
+    log:
+        "results/{run}/logs/roi/{batch}.log",
+    params:
+        cfg={"roi": config["roi"], "classes": config["classes"]},
+        code=code("roi.py"),
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    conda:
+        "../envs/data.yaml"
+    message:
+        "ROI masks and boxes of batch {wildcards.batch}"
+    script:
+        "../scripts/roi.py"

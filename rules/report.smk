@@ -1,0 +1,228 @@
+# Tables, figures, provenance: what a paper takes over.
+TABLES = ["table2", "table3", "table3_variants"]
+
+
+rule table2:
+    input:
+        localizer="results/{run}/metrics/localizer.parquet",
+        pooled=expand(
+            "results/{run}/metrics/parts/localizer/{variant}_{batch}.npz",
+            variant=VARIANTS,
+            batch=batches("test"),
+            allow_missing=True,
+        ),
+        skipped="results/{run}/skipped.tsv",
+    output:
+        csv="results/{run}/tables/table2.csv",
+        md=report(
+            "results/{run}/tables/table2.md",
+            caption="../docs/report/table2.rst",
+            category="Tables",
+        ),
+    log:
+        "results/{run}/logs/tables/table2.log",
+    params:
+        cfg={
+            "classes": config["classes"],
+            "statistics": config["statistics"],
+            "seed": seed_of("statistics"),
+            "n_cases": len(BATCHES["test"]),
+        },
+        code=code("table2.py"),
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    conda:
+        "../envs/report.yaml"
+    message:
+        "Table II: the localizer"
+    script:
+        "../scripts/table2.py"
+
+
+rule table3:
+    input:
+        explanations="results/{run}/metrics/explanations.parquet",
+        skipped="results/{run}/skipped.tsv",
+    output:
+        csv="results/{run}/tables/table3.csv",
+        md=report(
+            "results/{run}/tables/table3.md",
+            caption="../docs/report/table3.rst",
+            category="Tables",
+        ),
+        variants_csv="results/{run}/tables/table3_variants.csv",
+        variants_md=report(
+            "results/{run}/tables/table3_variants.md",
+            caption="../docs/report/table3_variants.rst",
+            category="Tables",
+        ),
+    log:
+        "results/{run}/logs/tables/table3.log",
+    params:
+        cfg={
+            "methods": METHODS,
+            "guidances": GUIDANCES,
+            "statistics": config["statistics"],
+            "seed": seed_of("statistics"),
+            "n_cases": len(BATCHES["test"]),
+        },
+        code=code("table3.py"),
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    conda:
+        "../envs/report.yaml"
+    message:
+        "Table III: traditional against ROI-guided explanations"
+    script:
+        "../scripts/table3.py"
+
+
+# What each figure is drawn from, below results/{run}/; {batch} is the batch of the figures' case.
+FIGURE_SOURCES = {
+    "figure02_preprocessing": ["slices/{batch}.npz", "preprocessed/{batch}.npz"],
+    "figure03_lime_superpixels": [
+        "slices/{batch}.npz",
+        "scores/lime/full/{batch}.npz",
+        "attributions/lime/full/{batch}.npz",
+    ],
+    "figure04_rise": [
+        "slices/{batch}.npz",
+        "segmentation/{batch}.npz",
+        "attributions/rise/roi/{batch}.npz",
+    ],
+    "figure05_occlusion": [
+        "slices/{batch}.npz",
+        "segmentation/{batch}.npz",
+        "attributions/occlusion/full/{batch}.npz",
+    ],
+    "figure06_selective_occlusion": [
+        "slices/{batch}.npz",
+        "roi/{batch}.npz",
+        "scores/occlusion/full/{batch}.npz",
+        "scores/occlusion/roi/{batch}.npz",
+        "attributions/occlusion/full/{batch}.npz",
+        "attributions/occlusion/roi/{batch}.npz",
+    ],
+    "figure07_occlusion_overview": [
+        "slices/{batch}.npz",
+        "localization/text/{batch}.npz",
+        "roi/{batch}.npz",
+        "segmentation/{batch}.npz",
+        "scores/occlusion/roi/{batch}.npz",
+        "attributions/occlusion/roi/{batch}.npz",
+    ],
+    "figure08_comparison": ["metrics/explanations.parquet"],
+    "figure09_localization": ["slices/{batch}.npz", "localization/text/{batch}.npz"],
+    "figure10_occlusion_maps": [
+        "slices/{batch}.npz",
+        "segmentation/{batch}.npz",
+        "attributions/occlusion/full/{batch}.npz",
+        "attributions/occlusion/roi/{batch}.npz",
+    ],
+    "figure11_lime_distributions": ["metrics/explanations.parquet"],
+    "figure12_lime_stages": [
+        "slices/{batch}.npz",
+        "roi/{batch}.npz",
+        "segmentation/{batch}.npz",
+        "scores/lime/full/{batch}.npz",
+        "scores/lime/roi/{batch}.npz",
+        "attributions/lime/full/{batch}.npz",
+        "attributions/lime/roi/{batch}.npz",
+    ],
+    "figure13_rise_stages": [
+        "slices/{batch}.npz",
+        "roi/{batch}.npz",
+        "segmentation/{batch}.npz",
+        "scores/rise/roi/{batch}.npz",
+        "attributions/rise/full/{batch}.npz",
+        "attributions/rise/roi/{batch}.npz",
+    ],
+    "training_curves": [f"localizer/{variant}/training.csv" for variant in VARIANTS],
+}
+
+FIGURE_CASE = config["figures"]["case"] or min(BATCHES["test"])
+
+
+def configured(source):
+    """Whether the study makes this file: its method and guidance are switched on."""
+    stage, *rest = source.split("/")
+    if stage in ("scores", "attributions"):
+        return rest[0] in METHODS and rest[1] in GUIDANCES
+    if stage == "localizer":
+        return TRAINS
+    return stage != "metrics" or bool(METHODS and GUIDANCES)
+
+
+FIGURES = [
+    name
+    for name, sources in FIGURE_SOURCES.items()
+    if all(configured(source) for source in sources)
+    and not (name == "figure11_lime_distributions" and "lime" not in METHODS)
+]
+
+if FIGURE_CASE not in BATCHES["test"]:
+    raise WorkflowError(f"config key 'figures.case': '{FIGURE_CASE}' is not a test case.")
+
+
+for figure in FIGURES:
+
+    rule:
+        name:
+            figure
+        input:
+            expand(
+                [f"results/{{run}}/{source}" for source in FIGURE_SOURCES[figure]],
+                batch=BATCHES["test"][FIGURE_CASE],
+                allow_missing=True,
+            ),
+        output:
+            report(
+                f"results/{{run}}/figures/{figure}.png",
+                caption=f"../docs/report/{figure}.rst",
+                category="Figures",
+                labels={"figure": figure},
+            ),
+        log:
+            f"results/{{run}}/logs/figures/{figure}.log",
+        params:
+            cfg={
+                "figure": figure,
+                "classes": config["classes"],
+                "case": config["figures"]["case"],
+                "organ": config["figures"]["organ"],
+                "dpi": config["figures"]["dpi"],
+            },
+            code=code("figure.py"),
+        resources:
+            mem_mb=2000,
+            runtime=30,
+        conda:
+            "../envs/report.yaml"
+        message:
+            "Draw {output}"
+        script:
+            "../scripts/figure.py"
+
+
+rule provenance:
+    input:
+        tables=expand("results/{run}/tables/{name}.csv", name=TABLES, allow_missing=True),
+        localizer=expand(TRAINED, variant=["text"], allow_missing=True),
+    output:
+        "results/{run}/provenance.json",
+    log:
+        "results/{run}/logs/provenance.log",
+    params:
+        cfg=config,
+        code=code("provenance.py"),
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    conda:
+        "../envs/torch.yaml"
+    message:
+        "Versions, device, weights, seeds and commit"
+    script:
+        "../scripts/provenance.py"

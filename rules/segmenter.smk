@@ -1,0 +1,51 @@
+# Segmentations with the ROI's box and with the reference box.
+
+
+rule segment:
+    input:
+        slices="results/{run}/slices/{batch}.npz",
+        preprocessed="results/{run}/preprocessed/{batch}.npz",
+        roi="results/{run}/roi/{batch}.npz",
+    output:
+        "results/{run}/segmentation/{batch}.npz",
+    log:
+        "results/{run}/logs/segment/{batch}.log",
+    benchmark:
+        "results/{run}/benchmarks/segment/{batch}.tsv"
+    params:
+        cfg=on_device(segmenter=config["segmenter"], organs=ORGANS),
+        code=code("segment.py"),
+    threads: 8
+    resources:
+        gpu=1,
+        mem_mb=lambda wildcards, attempt: 6000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    conda:
+        "../envs/torch.yaml"
+    message:
+        "Segment batch {wildcards.batch}"
+    script:
+        "../scripts/segment.py"
+
+
+rule cost:
+    input:
+        localizer=expand(TRAINED, variant="text", allow_missing=True),
+    output:
+        "results/{run}/cost.json",
+    log:
+        "results/{run}/logs/cost.log",
+    params:
+        cfg=on_device(segmenter=config["segmenter"], organs=ORGANS),
+        code=code("cost.py"),
+    threads: 8
+    resources:
+        gpu=1,
+        mem_mb=lambda wildcards, attempt: 6000 * attempt,
+        runtime=30,
+    conda:
+        "../envs/torch.yaml"
+    message:
+        "Count the operations of one forward"
+    script:
+        "../scripts/cost.py"

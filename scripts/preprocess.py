@@ -1,0 +1,12 @@
+"""Equations 1 to 8 on a batch of slices."""
+
+from _job import job
+
+with job(snakemake) as log:
+    from xaiclip.data.slices import load_slices
+    from xaiclip.preprocess import PreprocessSettings, preprocess_slices, save_preprocessed
+
+    slices, _ = load_slices(snakemake.input[0])
+    done = preprocess_slices(slices, PreprocessSettings(**snakemake.params.cfg), snakemake.threads)
+    log.info("%d slices", len(done))
+    save_preprocessed(snakemake.output[0], done)

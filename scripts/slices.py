@@ -1,0 +1,23 @@
+"""Take the wanted axial slices of a batch's volumes."""
+
+from pathlib import Path
+
+from _job import job
+
+with job(snakemake) as log:
+    from xaiclip.data.sheet import Case
+    from xaiclip.data.slices import save_slices, take_slices
+
+    cfg = snakemake.params.cfg
+    slices, skips = [], []
+    for row in cfg["cases"]:
+        label = Path(row["label"]) if row["label"] else None
+        case = Case(row["name"], Path(row["image"]), label, row["modality"], row["split"], None)
+        settings = {key: cfg[key] for key in ("classes", "labels", "window", "percentiles")}
+        taken, left_out = take_slices(case, {**settings, **cfg["slices"]})
+        slices += taken
+        skips += left_out
+    for skip in skips:
+        log.warning("%s: %s", skip.case, skip.reason)
+    log.info("%d slices of %d cases", len(slices), len(cfg["cases"]))
+    save_slices(snakemake.output[0], slices, skips)

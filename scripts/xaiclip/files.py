@@ -1,0 +1,83 @@
+"""Reading and writing files: whole or not at all, and never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_META = "__meta__"
+
+
+@contextmanager
+def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary name beside ``path``; move it into place only if the block succeeds.
+
+    The temporary name keeps the suffixes of ``path``, for writers that choose a format by them.
+    A reader therefore sees the old file or the whole new one, never a part.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(
+        prefix=".tmp-", suffix="-" + path.name, dir=path.parent
+    )
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes private files; results are for the whole group, as the umask says
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write JSON atomically, indented, with a final newline."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def save_arrays(
+    path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], meta: Any = None
+) -> None:
+    """Write named arrays and a JSON-able ``meta`` to one compressed .npz file, atomically.
+
+    Names may contain slashes. The bytes depend on the content alone.
+    """
+    packed = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in packed.items():
+        if array.dtype.hasobject:
+            raise TypeError(f"array '{name}' holds Python objects; only plain numbers are stored")
+    packed[_META] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+    with atomic(path) as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **packed)
+
+
+def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], Any]:
+    """Read what `save_arrays` wrote: the arrays by name, and ``meta``."""
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files if name != _META}
+        meta = json.loads(stored[_META].tobytes().decode()) if _META in stored.files else None
+    return arrays, meta
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

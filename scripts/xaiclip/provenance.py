@@ -1,0 +1,94 @@
+"""Which code made a result: content hashes of scripts and of what they import."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parents[1]
+
+
+def code_hash(script: str, also: Iterable[str] = (), root: Path = SCRIPTS) -> str:
+    """Hash a script together with every module of this project that it imports.
+
+    Snakemake sees that a script changed, not that a module behind it did. A rule that carries
+    this hash among its params reruns when, and only when, code that it executes has changed.
+
+    Args:
+        script: file name below ``root``, for instance ``"score.py"``.
+        also: dotted names of modules that the script imports by name at run time.
+        root: folder of the scripts and the library.
+
+    Returns:
+        16 hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: the script or a module of ``also`` does not exist.
+    """
+    files = set(imported_files(root / script, root))
+    for name in also:
+        path = _module_file(name, root)
+        if path is None:
+            raise FileNotFoundError(f"no module '{name}' below {root}")
+        files |= set(imported_files(path, root))
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(str(path.relative_to(root)).encode())
+        digest.update(_content_hash(path, path.stat().st_mtime_ns))
+    return digest.hexdigest()[:16]
+
+
+def imported_files(path: Path, root: Path = SCRIPTS) -> list[Path]:
+    """The file itself and all files below ``root`` that it imports, directly or not, sorted."""
+    seen: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        current = waiting.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        waiting.extend(_imports(current, root, current.stat().st_mtime_ns))
+    return sorted(seen)
+
+
+@cache
+def _content_hash(path: Path, _mtime: int) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+@cache
+def _imports(path: Path, root: Path, _mtime: int) -> tuple[Path, ...]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        names.update(_names(node, path, root))
+    files = (_module_file(name, root) for name in names)
+    return tuple(file for file in files if file is not None)
+
+
+def _names(node: ast.AST, path: Path, root: Path) -> Iterator[str]:
+    """Dotted names that an import statement may load, with the packages that hold them."""
+    if isinstance(node, ast.Import):
+        modules = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            package = path.relative_to(root).parts[: -node.level]
+            base = ".".join((*package, *([base] if base else [])))
+        modules = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    else:
+        return
+    for module in modules:
+        parts = module.split(".")
+        for length in range(1, len(parts) + 1):
+            yield ".".join(parts[:length])
+
+
+def _module_file(name: str, root: Path) -> Path | None:
+    base = root.joinpath(*name.split("."))
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
