@@ -1,0 +1,87 @@
+"""The result of an explanation: a map of one organ, and its file. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from xaiclip.files import load_arrays, save_arrays
+
+#: Side of the canonical grid: a slice stretched to a square, without padding.
+GRID = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """How much each pixel matters for the segmentation of one organ.
+
+    Attributes:
+        organ: the organ.
+        variant: what tells the maps of one method apart, for example ``slic``.
+        value: the value function that is explained.
+        map: float32 (512, 512) on the canonical grid, larger = more important (for value
+            functions that grow with agreement), NaN = undefined.
+        plans: names of the perturbation plans that the map rests on.
+        primary: whether the tables show this map; one of an organ's maps.
+        details: further numbers, for example LIME's ``r2``.
+    """
+
+    organ: str
+    variant: str
+    value: str
+    map: NDArray[np.float32]
+    plans: tuple[str, ...]
+    primary: bool = False
+    details: dict[str, float] = field(default_factory=dict)
+
+
+def to_slice_grid(canonical: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
+    """Bring a map (512, 512) to the slice's own (H, W): nearest pixel, so NaN stays where it is."""
+    return _nearest(canonical, (shape[1], shape[0]))
+
+
+def to_canonical_mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Bring a mask (H, W) to the canonical grid: bool (512, 512), nearest pixel."""
+    return _nearest(mask.astype(np.uint8), (GRID, GRID)).astype(bool)
+
+
+def to_canonical_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Bring a slice, uint8 (H, W), to the canonical grid: uint8 (512, 512)."""
+    shrinks = max(image.shape) > GRID
+    resized = cv2.resize(
+        image, (GRID, GRID), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
+    return np.asarray(resized, dtype=np.uint8)
+
+
+def save_attributions(
+    path: str | os.PathLike[str], attributions: Sequence[tuple[str, int, Attribution]]
+) -> None:
+    """Write the maps of a batch: triples of case, slice index and attribution."""
+    meta = [
+        {"case": case, "slice": index, **{k: v for k, v in vars(one).items() if k != "map"}}
+        for case, index, one in attributions
+    ]
+    save_arrays(path, {f"{i}": one.map for i, (_, _, one) in enumerate(attributions)}, meta)
+
+
+def load_attributions(path: str | os.PathLike[str]) -> list[tuple[str, int, Attribution]]:
+    """Read what `save_attributions` wrote."""
+    arrays, meta = load_arrays(path)
+    loaded = []
+    for i, row in enumerate(meta):
+        case, index, plans = row.pop("case"), row.pop("slice"), tuple(row.pop("plans"))
+        loaded.append((case, index, Attribution(map=arrays[f"{i}"], plans=plans, **row)))
+    return loaded
+
+
+def _nearest(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    if array.shape == size[::-1]:
+        return array
+    return np.asarray(cv2.resize(array, size, interpolation=cv2.INTER_NEAREST_EXACT))

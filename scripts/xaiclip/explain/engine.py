@@ -1,0 +1,216 @@
+"""The engine: run a perturbation plan through a segmenter and keep its score table.
+
+Each perturbed image is made on the device from the compact plan, encoded once, and decoded for all
+organs in one call; only the scores stay. Memory does not grow with N.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from xaiclip.explain.attribution import GRID
+from xaiclip.explain.values import THRESHOLD, VALUES
+from xaiclip.segmenters.base import to_mask
+
+if TYPE_CHECKING:
+    from xaiclip.explain.plan import Plan
+    from xaiclip.segmenters.base import Prompts, Segmenter
+
+#: Where the time of an explanation goes; value functions count as decoding.
+PHASES = ("perturb", "encode", "decode", "aggregate")
+
+
+class Clock:
+    """Wall-clock seconds by phase. ``total`` is measured on its own, not summed."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.seconds: dict[str, float] = {}
+        self._queues = torch.device(device).type != "cpu"
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Add the seconds of the block to ``phase``; queued work of a GPU is waited for."""
+        start = self._now()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + self._now() - start
+
+    def _now(self) -> float:
+        if self._queues:
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """The unperturbed segmentation.
+
+    Attributes:
+        logits: float32 (O, h, w).
+    """
+
+    logits: Tensor
+
+    @property
+    def probability(self) -> Tensor:
+        """float32 (O, h, w) in [0, 1]."""
+        return self.logits.sigmoid()
+
+    @property
+    def mask(self) -> Tensor:
+        """float32 (O, h, w) of 0 and 1."""
+        return (self.probability > THRESHOLD).float()
+
+    def canonical_masks(self) -> NDArray[np.bool_]:
+        """The masks on the canonical grid: bool (O, 512, 512)."""
+        return to_mask(self.logits, (GRID, GRID)).cpu().numpy()
+
+    def select(self, chosen: NDArray[np.bool_]) -> Baseline:
+        """The same with some of the organs: bool (O,)."""
+        return Baseline(self.logits[torch.from_numpy(chosen).to(self.logits.device)])
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """What the perturbations did to the segmentation.
+
+    Attributes:
+        scores: float32 (N, O, V).
+        baseline: float32 (O, V), of the unperturbed image.
+        values: names of the V value functions.
+        seconds: by phase, and ``total``.
+        n_forwards: images encoded, counted in the loop.
+    """
+
+    scores: NDArray[np.float32]
+    baseline: NDArray[np.float32]
+    values: tuple[str, ...]
+    seconds: dict[str, float]
+    n_forwards: int
+
+    def of(self, values: Sequence[str]) -> NDArray[np.float32]:
+        """The scores of some value functions: (N, O, len(values))."""
+        return self.scores[..., [self.values.index(name) for name in values]]
+
+    def baseline_of(self, values: Sequence[str]) -> NDArray[np.float32]:
+        """The baseline of some value functions: (O, len(values))."""
+        return self.baseline[..., [self.values.index(name) for name in values]]
+
+
+@torch.inference_mode()
+def segment(
+    segmenter: Segmenter, inputs: Tensor, prompts: Prompts, clock: Clock | None = None
+) -> Baseline:
+    """Segment the unperturbed input (3, S, S): one forward."""
+    clock = clock or Clock(segmenter.device)
+    with clock("encode"):
+        embedding = segmenter.encode(inputs[None].to(segmenter.device))
+    with clock("decode"):
+        logits = segmenter.decode(embedding, prompts)[0].float()
+    return Baseline(logits)
+
+
+@torch.inference_mode()
+def score(
+    plan: Plan,
+    segmenter: Segmenter,
+    inputs: Tensor,
+    prompts: Prompts,
+    values: Sequence[str] = ("soft_dice",),
+    fill: str = "mean",
+    batch_size: int = 16,
+    *,
+    baseline: Baseline | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ScoreTable:
+    """Run a plan: N encodes, whatever the number of organs.
+
+    Args:
+        plan: N perturbations.
+        segmenter: the model that is explained.
+        inputs: float32 (3, S, S), what ``segmenter.prepare`` gave.
+        prompts: O organs and their boxes.
+        values: names of `VALUES`.
+        fill: what replaces hidden pixels: ``mean`` (of each channel), ``zero``, or ``blur``
+            (Gaussian, σ = S / 32).
+        batch_size: perturbed images encoded at once; halved when memory runs out.
+        baseline: the unperturbed segmentation; made (and counted) here if None.
+        progress: called with the forwards done and N, after each batch.
+
+    Raises:
+        MemoryError: not even one image at a time fits.
+    """
+    device = segmenter.device
+    clock = Clock(device)
+    with clock("total"):
+        n_forwards = 0
+        if baseline is None:
+            baseline = segment(segmenter, inputs, prompts, clock)
+            n_forwards += 1
+        inputs = inputs.to(device)
+        filling = fill_image(fill, inputs)
+        mask = baseline.mask
+        chunks: list[Tensor] = []
+        start = 0
+        while start < plan.n_forwards:
+            stop = min(start + batch_size, plan.n_forwards)
+            try:
+                with clock("perturb"):
+                    keep = plan.keep(start, stop, inputs.shape[-1], device)
+                    perturbed = torch.lerp(filling, inputs, keep)
+                with clock("encode"):
+                    embeddings = segmenter.encode(perturbed)
+                with clock("decode"):
+                    probability = segmenter.decode(embeddings, prompts).float().sigmoid()
+                    chunks.append(_evaluate(probability, mask, values))
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if batch_size == 1:
+                    raise MemoryError("One perturbed image does not fit into memory.") from error
+                batch_size = max(1, (stop - start) // 2)
+                if torch.device(device).type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            n_forwards += len(perturbed)
+            start = stop
+            if progress is not None:
+                progress(start, plan.n_forwards)
+        scores = torch.cat(chunks).cpu().numpy()
+        reference = _evaluate(baseline.probability[None], mask, values)[0].cpu().numpy()
+    return ScoreTable(scores, reference, tuple(values), clock.seconds, n_forwards)
+
+
+def fill_image(name: str, inputs: Tensor) -> Tensor:
+    """What replaces hidden pixels of ``inputs`` (3, S, S); broadcasts against it."""
+    if name == "mean":
+        return inputs.mean((-2, -1), keepdim=True)
+    if name == "zero":
+        return inputs.new_zeros(())
+    if name == "blur":
+        sigma = inputs.shape[-1] / 32
+        return gaussian_blur(inputs, 2 * round(3 * sigma) + 1, sigma)
+    raise ValueError(f"unknown fill '{name}'")
+
+
+def _evaluate(probability: Tensor, mask: Tensor, values: Sequence[str]) -> Tensor:
+    """(B, O, V)"""
+    return torch.stack([VALUES[name](probability, mask) for name in values], dim=-1)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # CUDA has its own class; the CPU's allocator and MPS only a message
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or any(
+        text in str(error) for text in ("out of memory", "not enough memory", "can't allocate")
+    )

@@ -1,0 +1,287 @@
+"""Which pixels are replaced in which forward: compact plans, never N full masks in memory.
+
+Plans live on the canonical grid (512 × 512) and can be drawn at any size, so that the same plan
+perturbs a model input of 256 or 1024 pixels and builds the map.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from itertools import compress
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xaiclip.explain.attribution import GRID, Attribution
+
+_CHUNK = 32  # masks drawn at once where they must be drawn at 512: 32 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(ABC):
+    """A perturbation plan: N forwards, each with the pixels that it keeps.
+
+    Subclasses are frozen dataclasses whose fields are arrays and numbers.
+
+    Attributes:
+        members: bool (N, O): forward k counts for organ o.
+        n_full: forwards that the same method would make without guidance.
+    """
+
+    members: NDArray[np.bool_]
+    n_full: int
+
+    _kinds: ClassVar[dict[str, type[Plan]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        Plan._kinds[cls.__name__] = cls
+
+    @property
+    def n_forwards(self) -> int:
+        """N, the number of perturbed images."""
+        return len(self.members)
+
+    @abstractmethod
+    def keep(self, start: int, stop: int, size: int, device: torch.device | str = "cpu") -> Tensor:
+        """What forwards ``start`` to ``stop`` keep: float32 (n, 1, size, size), 1 = kept."""
+
+    def weighted_sum(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+        """Σₖ weights[k] · keepₖ on the canonical grid: (N, K) gives (K, 512, 512).
+
+        This draws a few dozen masks at a time; kinds with a closed form override it.
+        """
+        total = torch.zeros(weights.shape[1], GRID * GRID)
+        for start in range(0, self.n_forwards, _CHUNK):
+            some = torch.from_numpy(weights[start : start + _CHUNK]).float()
+            total += some.T @ self.keep(start, start + len(some), GRID).flatten(1)
+        return total.view(-1, GRID, GRID).numpy()
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """The plan as plain arrays, for `from_arrays`."""
+        arrays = {one.name: np.asarray(getattr(self, one.name)) for one in fields(self)}
+        return {"kind": np.asarray(type(self).__name__), **arrays}
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Plan:
+        """The plan that `to_arrays` gave; its class must have been imported."""
+        values: dict[str, Any] = {
+            name: array if array.ndim else array.item() for name, array in arrays.items()
+        }
+        return Plan._kinds[values.pop("kind")](**values)
+
+
+@dataclass(frozen=True, eq=False)
+class WindowPlan(Plan):
+    """Forward k hides one rectangle.
+
+    Attributes:
+        windows: int (N, 4), XYXY on the canonical grid, the last edge excluded.
+    """
+
+    windows: NDArray[np.int32]
+
+    def keep(self, start: int, stop: int, size: int, device: torch.device | str = "cpu") -> Tensor:
+        x0, y0, x1, y1 = torch.from_numpy(self.windows[start:stop]).to(device).T[..., None]
+        at = torch.from_numpy(_nearest(size)).to(device)
+        rows, columns = (at >= y0) & (at < y1), (at >= x0) & (at < x1)
+        return 1 - (rows[:, None, :, None] & columns[:, None, None, :]).float()
+
+    def weighted_sum(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+        """From the windows' corners: a summed-area table read backwards."""
+        x0, y0, x1, y1 = self.windows.T
+        corners = np.zeros((GRID + 1, GRID + 1, weights.shape[1]))
+        for y, x, sign in ((y0, x0, 1), (y1, x1, 1), (y0, x1, -1), (y1, x0, -1)):
+            np.add.at(corners, (y, x), sign * weights)
+        hidden = corners.cumsum(0).cumsum(1)[:GRID, :GRID].transpose(2, 0, 1)
+        return weights.sum(0, dtype=float)[:, None, None] - hidden
+
+
+@dataclass(frozen=True, eq=False)
+class SuperpixelPlan(Plan):
+    """Forward k keeps a set of superpixels and hides the others.
+
+    Attributes:
+        segments: int (512, 512), superpixel 0 … F − 1, or −1 where pixels are always kept.
+        on: bool (N, F), True = kept.
+    """
+
+    segments: NDArray[np.int32]
+    on: NDArray[np.bool_]
+
+    def keep(self, start: int, stop: int, size: int, device: torch.device | str = "cpu") -> Tensor:
+        on = np.pad(self.on[start:stop], ((0, 0), (0, 1)), constant_values=True)
+        at = _nearest(size)
+        # label −1 is brought to F, the column that is always on
+        labels = self.segments[np.ix_(at, at)].astype(np.int64) % on.shape[1]
+        kept = torch.from_numpy(on).to(device).float()
+        drawn = kept.index_select(1, torch.from_numpy(labels.ravel()).to(device))
+        return drawn.view(-1, 1, size, size)
+
+
+@dataclass(frozen=True, eq=False)
+class CellPlan(Plan):
+    """Forward k keeps a coarse random grid, enlarged bilinearly and shifted (RISE).
+
+    The grid of c × c cells is enlarged to (c + 1) · ⌈512 / c⌉ pixels, of which the shift picks 512,
+    as in the published method; the two triangular kernels are applied directly.
+
+    Attributes:
+        cells: bool (N, c, c), True = kept.
+        shifts: int (N, 2), rows and columns, in [0, ⌈512 / c⌉).
+        region: bool (512, 512); outside it every pixel is kept.
+    """
+
+    cells: NDArray[np.bool_]
+    shifts: NDArray[np.int32]
+    region: NDArray[np.bool_]
+
+    def keep(self, start: int, stop: int, size: int, device: torch.device | str = "cpu") -> Tensor:
+        kernel = torch.from_numpy(_kernel(self.cells.shape[1], size)).to(device)
+        rows, columns = kernel[:, torch.from_numpy(self.shifts[start:stop]).to(device)].unbind(2)
+        cells = torch.from_numpy(self.cells[start:stop]).to(device).float()
+        drawn = rows.transpose(0, 1) @ cells @ columns.permute(1, 2, 0)
+        at = _nearest(size)
+        region = torch.from_numpy(self.region[np.ix_(at, at)]).to(device)
+        return torch.where(region, drawn, 1.0)[:, None]
+
+    def weighted_sum(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+        """Two matrix products, whatever N is: cells are summed by shift before they are drawn."""
+        drawn = self._sum_by_shift(_kernel(self.cells.shape[1], GRID), self.cells, weights)
+        return np.where(self.region, drawn, weights.sum(0)[:, None, None])
+
+    def square_sum(self) -> NDArray[np.floating[Any]]:
+        """Σₖ keepₖ² on the canonical grid: (512, 512).
+
+        A pixel lies between two rows and two columns of cells, so the square of the bilinear form
+        is again one, in the products of neighbouring kernels and cells.
+        """
+        index = np.arange(2 * self.cells.shape[1] - 1)
+        low, high = index // 2, (index + 1) // 2  # a cell with itself, with the next one, …
+        kernel = _kernel(self.cells.shape[1], GRID)
+        kernel = kernel[..., low] * kernel[..., high] * (1 + index % 2).astype(np.float32)
+        straight = self.cells[:, low][..., low] & self.cells[:, high][..., high]
+        crossed = self.cells[:, low][..., high] & self.cells[:, high][..., low]
+        pairs = (straight.astype(np.float32) + crossed) / 2
+        drawn = self._sum_by_shift(kernel, pairs, np.ones((self.n_forwards, 1)))[0]
+        return np.where(self.region, drawn, self.n_forwards)
+
+    def _sum_by_shift(
+        self,
+        kernel: NDArray[np.float32],
+        cells: NDArray[Any],
+        weights: NDArray[np.floating[Any]],
+    ) -> NDArray[np.floating[Any]]:
+        """Σₖ wₖ · R(shiftₖ) cellsₖ C(shiftₖ)ᵀ: (K, 512, 512)."""
+        _, shifts, count = kernel.shape
+        columns = weights.shape[1]
+        weighted = np.einsum("nij,nk->nkij", cells, weights.astype(np.float32))
+        by_shift = np.zeros((shifts, shifts, columns, count, count), dtype=np.float32)
+        np.add.at(by_shift, tuple(self.shifts.T), weighted)
+        table = by_shift.transpose(2, 0, 3, 1, 4).reshape(columns, shifts * count, shifts * count)
+        flat = kernel.reshape(len(kernel), shifts * count)
+        return flat @ table @ flat.T
+
+
+def cell_side(count: int) -> int:
+    """Side of a cell on the canonical grid: the range of RISE's random shift."""
+    return -(-GRID // count)
+
+
+@lru_cache(maxsize=4)
+def _kernel(count: int, size: int) -> NDArray[np.float32]:
+    """How much of each of ``count`` cells a pixel takes, by shift: (size, shifts, count)."""
+    side = cell_side(count)
+    pitch = (count + 1) * side / count
+    centres = (np.arange(size) + 0.5) * (GRID / size)
+    at = ((centres[:, None] + np.arange(side)) / pitch - 0.5).clip(0, count - 1)
+    distance = np.abs(at[..., None] - np.arange(count))
+    return (1 - distance).clip(0).astype(np.float32)
+
+
+def _nearest(size: int) -> NDArray[np.int64]:
+    """Canonical row (or column) under the centre of each of ``size`` pixels."""
+    return ((np.arange(size) + 0.5) * (GRID / size)).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a method knows of one slice: everything but the model.
+
+    Attributes:
+        image: uint8 (512, 512), the slice on the canonical grid.
+        organs: the O organs that are explained.
+        masks: bool (O, 512, 512), their unperturbed segmentations, none empty.
+        rois: bool (O, 512, 512), none empty; None = no guidance.
+        seed: of every random choice for this slice.
+        settings: the method's section of the configuration.
+        explained: the value functions that get a map; the first is the primary one.
+    """
+
+    image: NDArray[np.uint8]
+    organs: tuple[str, ...]
+    masks: NDArray[np.bool_]
+    rois: NDArray[np.bool_] | None
+    seed: int
+    settings: Mapping[str, Any]
+    explained: tuple[str, ...] = ("soft_dice",)
+
+    @property
+    def union(self) -> NDArray[np.bool_]:
+        """Where any organ's perturbations may fall: bool (512, 512)."""
+        return np.asarray(self.domains.any(axis=0))
+
+    @property
+    def domains(self) -> NDArray[np.bool_]:
+        """Where each organ's map is defined: bool (O, 512, 512)."""
+        return np.ones_like(self.masks) if self.rois is None else self.rois
+
+    def select(self, chosen: NDArray[np.bool_]) -> Context:
+        """The same slice with some of its organs: bool (O,)."""
+        return replace(
+            self,
+            organs=tuple(compress(self.organs, chosen)),
+            masks=self.masks[chosen],
+            rois=None if self.rois is None else self.rois[chosen],
+        )
+
+    def without(self, chosen: NDArray[np.bool_]) -> tuple[str, ...]:
+        """The organs that `select` would drop."""
+        return tuple(compress(self.organs, ~chosen))
+
+    def attributions(
+        self,
+        variant: str,
+        plans: Sequence[str],
+        maps: NDArray[np.floating[Any]],
+        *,
+        primary: bool,
+        details: Mapping[str, NDArray[np.floating[Any]]] | None = None,
+    ) -> list[Attribution]:
+        """Name the maps of one variant.
+
+        Args:
+            variant: the variant's name.
+            plans: names of the plans that the maps rest on.
+            maps: (O, V, 512, 512), V = number of explained values.
+            primary: whether this is the method's first variant.
+            details: numbers for each map, (O, V) each.
+        """
+        return [
+            Attribution(
+                organ=organ,
+                variant=variant,
+                value=value,
+                map=np.ascontiguousarray(maps[o, v], dtype=np.float32),
+                plans=tuple(plans),
+                primary=primary and v == 0,
+                details={name: float(numbers[o, v]) for name, numbers in (details or {}).items()},
+            )
+            for o, organ in enumerate(self.organs)
+            for v, value in enumerate(self.explained)
+        ]

@@ -1,0 +1,166 @@
+import time
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import FeatureAblation
+
+from explain_fakes import BOXES, ORGANS, PROMPTS, FakeSegmenter, LargestTensor, picture
+from xaiclip.explain.engine import PHASES, fill_image, score, segment
+from xaiclip.explain.plan import SuperpixelPlan, WindowPlan
+from xaiclip.explain.values import VALUES, soft_dice
+from xaiclip.segmenters.base import Prompts, Segmenter
+
+MODEL = FakeSegmenter()
+INPUTS = MODEL.prepare(picture())
+
+
+def windows(count: int) -> WindowPlan:
+    corner = np.random.default_rng(count).integers(0, 448, (count, 2))
+    edges = np.concatenate([corner, corner + 64], 1).astype(np.int32)
+    return WindowPlan(np.ones((count, 2), bool), count, edges)
+
+
+def test_the_fake_is_a_segmenter():
+    assert isinstance(MODEL, Segmenter)
+
+
+def test_the_baseline_holds_both_organs():
+    mask = segment(MODEL, INPUTS, PROMPTS).mask
+    assert (mask.mean((1, 2)) > 0.02).all()
+    assert (mask.mean((1, 2)) < 0.5).all()
+    canonical = segment(MODEL, INPUTS, PROMPTS).canonical_masks()
+    assert canonical.shape == (2, 512, 512)
+    assert np.allclose(canonical.mean((1, 2)), mask.mean((1, 2)), atol=0.03)
+
+
+@pytest.mark.parametrize("batch_size", [2, 7, 16, 64])
+def test_batches_change_nothing(batch_size):
+    plan, values = windows(23), tuple(VALUES)
+    one = score(plan, MODEL, INPUTS, PROMPTS, values, batch_size=1)
+    many = score(plan, MODEL, INPUTS, PROMPTS, values, batch_size=batch_size)
+    assert many.scores.shape == (23, 2, len(values))
+    assert many.scores.dtype == np.float32
+    np.testing.assert_allclose(many.scores, one.scores, atol=1e-5)
+
+
+def test_all_organs_at_once_are_each_organ_alone():
+    plan = windows(9)
+    together = score(plan, MODEL, INPUTS, PROMPTS)
+    for o in range(2):
+        prompts = Prompts(ORGANS[o : o + 1], BOXES[o : o + 1])
+        alone = score(plan, MODEL, INPUTS, prompts)
+        np.testing.assert_allclose(together.scores[:, o], alone.scores[:, 0], atol=1e-6)
+
+
+def test_nothing_hidden_gives_the_baseline():
+    plan = WindowPlan(np.ones((3, 2), bool), 3, np.zeros((3, 4), np.int32))
+    table = score(plan, MODEL, INPUTS, PROMPTS, tuple(VALUES))
+    np.testing.assert_allclose(table.scores, table.baseline[None].repeat(3, 0), atol=1e-5)
+    assert (table.of(["hard_dice", "hard_iou", "false_positive_area"]) == [1, 1, 0]).all()
+
+
+def test_equals_captum_feature_ablation():
+    """Superpixels taken away one at a time."""
+    tiles = np.arange(512) // 128
+    segments = (tiles[:, None] * 4 + tiles).astype(np.int32)
+    plan = SuperpixelPlan(np.ones((16, 2), bool), 16, segments, ~np.eye(16, dtype=bool))
+    table = score(plan, MODEL, INPUTS, PROMPTS)
+    drop = table.baseline[:, 0] - table.scores[..., 0]
+    mask = segment(MODEL, INPUTS, PROMPTS).mask
+    at = ((np.arange(128) + 0.5) * 4).astype(int)
+    for o in range(2):
+
+        def forward(x, o=o):
+            probability = MODEL.decode(MODEL.encode(x), PROMPTS).sigmoid()
+            return soft_dice(probability, mask)[:, o]
+
+        features = torch.from_numpy(segments[np.ix_(at, at)].astype(np.int64))
+        reference = FeatureAblation(forward).attribute(
+            INPUTS[None],
+            baselines=fill_image("mean", INPUTS).expand(3, 128, 128)[None],
+            feature_mask=features[None, None],
+        )
+        ours = torch.from_numpy(drop[:, o])[features]
+        assert (reference[0, 0] - ours).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_forwards_are_counted(count):
+    model = FakeSegmenter()
+    baseline = segment(model, INPUTS, PROMPTS)
+    with_baseline = score(windows(count), model, INPUTS, PROMPTS, baseline=baseline, batch_size=4)
+    assert with_baseline.n_forwards == count
+    assert model.encoded == 1 + count
+    without = score(windows(count), model, INPUTS, PROMPTS, batch_size=4)
+    assert without.n_forwards == 1 + count
+    np.testing.assert_array_equal(with_baseline.scores, without.scores)
+
+
+def test_fills():
+    mean = fill_image("mean", INPUTS)
+    torch.testing.assert_close(mean[:, 0, 0], INPUTS.mean((1, 2)))
+    assert fill_image("zero", INPUTS) == 0
+    blurred = fill_image("blur", INPUTS)
+    assert blurred.shape == INPUTS.shape
+    assert blurred.std() < INPUTS.std()
+    tables = [score(windows(4), MODEL, INPUTS, PROMPTS, fill=f) for f in ("mean", "zero", "blur")]
+    assert not np.allclose(tables[0].scores, tables[1].scores)
+    assert not np.allclose(tables[0].scores, tables[2].scores)
+    with pytest.raises(ValueError, match="purple"):
+        fill_image("purple", INPUTS)
+
+
+class Cramped(FakeSegmenter):
+    """Has memory for a few images only."""
+
+    def __init__(self, limit: int, message: str = "CUDA out of memory.") -> None:
+        super().__init__()
+        self.limit, self.message = limit, message
+
+    def encode(self, inputs):
+        if len(inputs) > self.limit:
+            raise RuntimeError(self.message)
+        return super().encode(inputs)
+
+
+def test_batch_is_halved_when_memory_runs_out():
+    model, seen = Cramped(3), []
+    table = score(
+        windows(10), model, INPUTS, PROMPTS, batch_size=16, progress=lambda *p: seen.append(p)
+    )
+    np.testing.assert_allclose(
+        table.scores, score(windows(10), MODEL, INPUTS, PROMPTS).scores, atol=1e-5
+    )
+    assert table.n_forwards == 11
+    assert seen == [(2, 10), (4, 10), (6, 10), (8, 10), (10, 10)]
+
+
+def test_errors_that_halving_does_not_cure():
+    baseline = segment(MODEL, INPUTS, PROMPTS)
+    with pytest.raises(MemoryError, match="One perturbed image"):
+        score(windows(4), Cramped(0), INPUTS, PROMPTS, baseline=baseline)
+    with pytest.raises(RuntimeError, match="wrong weights"):
+        score(windows(4), Cramped(0, "wrong weights"), INPUTS, PROMPTS, baseline=baseline)
+
+
+def test_phases_explain_the_total():
+    class Slow(FakeSegmenter):
+        def encode(self, inputs):
+            time.sleep(0.03)
+            return super().encode(inputs)
+
+    seconds = score(windows(24), Slow(), INPUTS, PROMPTS, batch_size=4).seconds
+    assert set(seconds) == {*PHASES[:3], "total"}
+    assert seconds["encode"] > 0.18
+    parts = sum(seconds[phase] for phase in PHASES[:3])
+    assert 0.95 * seconds["total"] <= parts <= seconds["total"]
+
+
+def test_memory_does_not_grow_with_the_number_of_forwards():
+    largest = []
+    for count in (16, 160):
+        with LargestTensor() as watch:
+            score(windows(count), MODEL, INPUTS, PROMPTS, batch_size=8)
+        largest.append(watch.numel)
+    assert largest[0] == largest[1]
