@@ -1,0 +1,143 @@
+"""Rows of ``explanations.parquet``: one for every organ, explained or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xaiclip.errors import Skip
+from xaiclip.evaluate.explanation import fidelity, localization_columns
+from xaiclip.evaluate.overlap import dice
+
+if TYPE_CHECKING:
+    from xaiclip.data.slices import Slice
+    from xaiclip.explain.attribution import Attribution
+    from xaiclip.explain.store import SliceScores
+
+#: What a guidance of the configuration stands for in the table: guidance, source of the ROI.
+GUIDANCES: Mapping[str, tuple[str, str | None]] = {
+    "full": ("full", None),
+    "roi": ("roi", "localizer"),
+    "roi_reference": ("roi", "reference"),
+    "roi_body": ("roi", "body"),
+}
+
+
+def explanation_rows(
+    item: Slice,
+    scores: SliceScores | None,
+    attributions: Sequence[Attribution],
+    skips: Sequence[Skip],
+    *,
+    organs: Sequence[str],
+    method: str,
+    guidance: str,
+    seed: int,
+    segmented: Mapping[str, NDArray[np.bool_] | None],
+    reference: Mapping[str, NDArray[np.bool_] | None],
+    seconds_aggregate: float,
+    seconds_roi: float | None,
+    cost: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """The rows of one slice under one method and guidance.
+
+    Args:
+        item: the slice.
+        scores: its scores; None if nothing of it could be explained.
+        attributions: its maps.
+        skips: what was left out of it, and why.
+        organs: all organs of the study; each gets a row.
+        method, guidance, seed: as configured.
+        segmented: (H, W) segmentation of each organ on the slice grid, None where there is none.
+        reference: (512, 512) reference of each organ on the canonical grid, or None.
+        seconds_aggregate: of making all maps of the slice.
+        seconds_roi: of the localizer on this slice; counts where it gave the ROI.
+        cost: what ``cost.json`` holds.
+
+    Returns:
+        Rows of `xaiclip.evaluate.schema.EXPLANATIONS`. Seconds and operations are those of the
+        slice, which its ``shared_by`` organs share: do not add them up over organs.
+    """
+    name, source = GUIDANCES[guidance]
+    common = {
+        "case": item.case,
+        "slice": item.index,
+        "modality": item.modality,
+        "method": method,
+        "guidance": name,
+        "roi_source": source,
+        "seed": seed,
+        "device": cost["device"],
+        "precision": cost["precision"],
+    }
+    reasons = {skip.organ: skip.reason for skip in skips}
+    explained = {attribution.organ for attribution in attributions}
+    rows = [
+        {
+            **common,
+            "organ": organ,
+            "primary": True,
+            "skipped": reasons.get(organ) or reasons.get(None) or "nothing to explain",
+        }
+        for organ in organs
+        if organ not in explained
+    ]
+    by_localizer = source == "localizer"
+    for one in attributions:
+        assert scores is not None
+        position = scores.context.organs.index(one.organ)
+        figures = scores.cost(one, seconds_aggregate)
+        roi_seconds = (seconds_roi or 0.0) if by_localizer else 0.0
+        figures["seconds_total"] += roi_seconds
+        mask = segmented.get(one.organ)
+        label = None if item.label is None else reference[one.organ]
+        rows.append(
+            {
+                **common,
+                "organ": one.organ,
+                "variant": one.variant,
+                "value": one.value,
+                "primary": one.primary,
+                **figures,
+                "seconds_roi": roi_seconds,
+                **_gflops(cost, figures["n_forwards"], figures["shared_by"], by_localizer),
+                "baseline_dice_gt": _baseline_dice(item, mask, one.organ, organs),
+                **_fidelity(scores, one),
+                **localization_columns(one.map, scores.context.masks[position], label),
+                "lime_r2": one.details.get("r2"),
+            }
+        )
+    return rows
+
+
+def _gflops(
+    cost: Mapping[str, Any], n_forwards: float, n_organs: float, localizer: bool
+) -> dict[str, float]:
+    """The decoder treats each pair of image and organ by itself, so its cost is linear in organs."""
+    share = n_organs / cost["decoded_organs"]
+    return {
+        column: n_forwards * (cost["encode"][count] + share * cost["decode"][count])
+        + (cost["localizer"][count] if localizer else 0.0)
+        for column, count in (("gflops_ptflops", "ptflops"), ("gflops_total", "total"))
+    }
+
+
+def _baseline_dice(
+    item: Slice, mask: NDArray[np.bool_] | None, organ: str, organs: Sequence[str]
+) -> float | None:
+    if item.label is None or mask is None:
+        return None
+    reference = item.label == 1 + list(organs).index(organ)
+    return dice(mask, reference) if reference.any() else None
+
+
+def _fidelity(scores: SliceScores, one: Attribution) -> dict[str, float]:
+    columns = {
+        value: scores.member_scores(one, value)[:, None, None]
+        for value in ("hard_dice", "hard_iou")
+    }
+    stacked = np.concatenate(list(columns.values()), axis=2)
+    return fidelity(stacked, np.ones(stacked.shape[:2], bool), list(columns))[0]

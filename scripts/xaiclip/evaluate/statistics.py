@@ -1,0 +1,122 @@
+"""Statistics over cases: a case is one draw, however many slices and organs it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats
+
+_NAN = float("nan")
+
+#: With fewer non-zero differences no two-sided signed-rank p can fall below 0.05.
+MIN_DIFFERENCES = 6
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made: percentiles of the mean over ``resamples`` draws of the cases."""
+
+    seed: int = 0
+    resamples: int = 9999
+    confidence: float = 0.95
+
+
+DEFAULT = Bootstrap()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` cases and its interval; NaN where it cannot be had."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired difference, the mean that it starts from, and the signed-rank p-value."""
+
+    difference: Estimate
+    before: float
+    p: float
+
+    @property
+    def relative(self) -> float:
+        """Difference as a share of the mean that it starts from."""
+        return self.difference.mean / self.before if self.before else _NAN
+
+
+def bootstrap_mean(values: ArrayLike, settings: Bootstrap = DEFAULT) -> Estimate:
+    """Mean of one value per case with its percentile bootstrap interval.
+
+    NaN values are left out. Without a value the mean is NaN; with fewer than two, the interval.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    data = data[np.isfinite(data)]
+    if data.size < 2:
+        return Estimate(float(data[0]) if data.size else _NAN, _NAN, _NAN, data.size)
+    interval = stats.bootstrap(
+        (data,),
+        np.mean,
+        vectorized=True,
+        n_resamples=settings.resamples,
+        batch=max(1, 4_000_000 // data.size),
+        confidence_level=settings.confidence,
+        method="percentile",
+        rng=np.random.default_rng(settings.seed),
+    ).confidence_interval
+    return Estimate(float(data.mean()), float(interval.low), float(interval.high), data.size)
+
+
+def wilcoxon_p(differences: ArrayLike) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test on paired differences.
+
+    Zeros and NaN are left out; NaN if fewer than `MIN_DIFFERENCES` remain.
+    """
+    data = np.asarray(differences, dtype=np.float64)
+    data = data[np.isfinite(data) & (data != 0)]
+    return float(stats.wilcoxon(data).pvalue) if data.size >= MIN_DIFFERENCES else _NAN
+
+
+def case_means(frame: pd.DataFrame, value: str, part: str) -> pd.Series:
+    """One value per case: the mean over its slices for each ``part`` (organ or class), then the
+    mean over the parts. Rows without the value are left out. Sorted by case."""
+    known = frame.dropna(subset=[value])
+    return known.groupby(["case", part])[value].mean().groupby("case").mean()
+
+
+def compare(
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    value: str,
+    part: str,
+    settings: Bootstrap = DEFAULT,
+) -> Comparison:
+    """Paired difference after − before of one column, over cases.
+
+    Rows are paired by case, slice and ``part`` and only pairs count; differences are then averaged
+    within the case as `case_means` does.
+    """
+    keys = ["case", "slice", part]
+    sides = [_by(frame, keys, value) for frame in (before, after)]
+    pairs = pd.concat(sides, axis=1, keys=["before", "after"], join="inner").dropna().reset_index()
+    # rounding noise must not pass for a difference that has a sign
+    pairs["difference"] = (pairs["after"] - pairs["before"]).round(12)
+    differences = case_means(pairs, "difference", part)
+    return Comparison(
+        difference=bootstrap_mean(differences.to_numpy(), settings),
+        before=float(case_means(pairs, "before", part).mean()),
+        p=wilcoxon_p(differences.to_numpy()),
+    )
+
+
+def _by(frame: pd.DataFrame, keys: Sequence[str], value: str) -> pd.Series:
+    # a missing slice index must not lose the row
+    filled = frame.assign(slice=frame["slice"].fillna(-1).astype(int))
+    return filled.groupby(list(keys))[value].mean()

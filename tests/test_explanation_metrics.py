@@ -1,0 +1,138 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from xaiclip.evaluate.explanation import (
+    area_matched,
+    fidelity,
+    localization,
+    localization_columns,
+    rank_correlation,
+    threshold_curve,
+    top_fraction,
+    top_pixels,
+)
+from xaiclip.evaluate.schema import EXPLANATIONS
+
+NAN = math.nan
+
+
+def disc(size: int = 40, radius: float = 8) -> np.ndarray:
+    rows, columns = np.mgrid[:size, :size]
+    return (rows - size / 2) ** 2 + (columns - size / 2) ** 2 < radius**2
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(0, 120), st.integers(1, 8))
+def test_top_pixels_are_the_top(seed: int, count: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    heat = rng.integers(0, levels, (10, 10)).astype(float)
+    heat[rng.random((10, 10)) < 0.2] = NAN
+    chosen = top_pixels(heat, count)
+    assert chosen.sum() == min(count, np.isfinite(heat).sum())
+    assert not chosen[np.isnan(heat)].any()
+    left = ~chosen & np.isfinite(heat)
+    if chosen.any() and left.any():
+        assert heat[chosen].min() >= heat[left].max()
+    assert (chosen == top_pixels(heat, count)).all()
+
+
+def test_ties_do_not_favour_a_part_of_the_image() -> None:
+    chosen = top_pixels(np.zeros((100, 100)), 5000)
+    assert 2300 < chosen[:50].sum() < 2700
+    assert 2300 < chosen[:, :50].sum() < 2700
+
+
+def test_top_fraction_is_of_the_defined_pixels() -> None:
+    heat = np.full((10, 10), NAN)
+    heat[:5] = np.arange(50).reshape(5, 10)
+    chosen = top_fraction(heat, 0.2)
+    assert chosen.sum() == 10
+    assert chosen[4].all()
+
+
+def test_a_perfect_an_inverted_and_a_flat_map() -> None:
+    target = disc()
+    perfect = localization(target.astype(float), target)
+    assert perfect["dice"] == perfect["iou"] == perfect["pointing"] == 1
+    assert perfect["dice_chance"] == pytest.approx(target.mean())
+    inverted = localization(1.0 - target, target)
+    assert inverted["dice"] == inverted["iou"] == inverted["pointing"] == 0
+    flat = localization(np.ones(target.shape), target)
+    assert flat["dice"] == pytest.approx(flat["dice_chance"], abs=0.08)
+    assert flat["pointing"] == pytest.approx(target.mean())
+
+
+def test_chance_is_the_mean_over_random_rankings() -> None:
+    target, domain = disc(), disc(radius=10)
+    rng = np.random.default_rng(0)
+    heats = [np.where(domain, rng.random(target.shape), NAN) for _ in range(200)]
+    scores = [localization(heat, target) for heat in heats]
+    assert len({score["dice_chance"] for score in scores}) == 1
+    mean = np.mean([score["dice"] for score in scores])
+    assert mean == pytest.approx(scores[0]["dice_chance"], abs=0.005)
+    assert scores[0]["dice_chance"] > 0.6  # the ROI alone
+
+
+def test_a_domain_smaller_than_the_target_is_taken_whole() -> None:
+    target, domain = disc(), disc(radius=4)
+    heat = np.where(domain, 1.0, NAN)
+    scores = localization(heat, target)
+    assert (area_matched(heat, target) == domain).all()
+    assert scores["dice"] == pytest.approx(2 * domain.sum() / (domain.sum() + target.sum()))
+    assert scores["dice_chance"] == pytest.approx(scores["dice"])
+
+
+@pytest.mark.parametrize(
+    ("heat", "target"),
+    [(np.full((4, 4), NAN), np.ones((4, 4), bool)), (np.ones((4, 4)), np.zeros((4, 4), bool))],
+    ids=["undefined map", "empty target"],
+)
+def test_nothing_to_compare(heat: np.ndarray, target: np.ndarray) -> None:
+    assert all(map(math.isnan, localization(heat, target).values()))
+
+
+def test_columns_are_those_of_the_schema() -> None:
+    target = disc()
+    columns = localization_columns(target.astype(float), target, None)
+    assert set(columns) <= set(EXPLANATIONS.names)
+    assert columns["localization_dice_pred"] == 1
+    assert math.isnan(columns["localization_dice_gt"])
+    assert math.isnan(columns["pointing_gt"])
+
+
+def test_threshold_curve_peaks_at_the_target_area() -> None:
+    target = disc()
+    share = target.mean()
+    curve = threshold_curve(target.astype(float), target, [0, share / 2, share, 1])
+    assert curve.argmax() == 2
+    assert curve[2] == 1
+    assert curve[0] == 0
+
+
+def test_rank_correlation() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.random((6, 6)), rng.random((6, 6))
+    assert rank_correlation(a, b) == pytest.approx(spearmanr(a.ravel(), b.ravel()).statistic)
+    assert rank_correlation(a, a**3) == pytest.approx(1)
+    a[0] = NAN
+    expected = spearmanr(a[1:].ravel(), b[1:].ravel()).statistic
+    assert rank_correlation(a, b) == pytest.approx(expected)
+    assert math.isnan(rank_correlation(a, np.ones((6, 6))))
+    assert math.isnan(rank_correlation(np.full((6, 6), NAN), b))
+
+
+def test_fidelity_is_the_mean_over_member_forwards() -> None:
+    values = ["soft_dice", "hard_dice", "hard_iou"]
+    scores = np.zeros((4, 3, 3), np.float32)
+    scores[:, 0, 1] = [1.0, 0.5, 0.0, 0.9]
+    scores[:, 0, 2] = [1.0, 0.25, 0.0, 0.8]
+    scores[:, 2] = NAN
+    members = np.array([[1, 0, 1], [1, 0, 1], [0, 0, 1], [0, 0, 1]], bool)
+    rows = fidelity(scores, members, values)
+    assert rows[0] == {"fidelity_dice": 0.75, "fidelity_iou": 0.625}
+    assert all(math.isnan(value) for row in rows[1:] for value in row.values())
