@@ -19,8 +19,12 @@ def phantom_cases():
     return [
         Case(
             name=f"{split}_{modality.lower()}_{number:03d}",
-            image=Path(f"results/{RUN}/raw/{split}_{modality.lower()}_{number:03d}.nii.gz"),
-            label=Path(f"results/{RUN}/raw/{split}_{modality.lower()}_{number:03d}_labels.nii.gz"),
+            image=Path(
+                f"results/{RUN}/raw/{split}_{modality.lower()}_{number:03d}.nii.gz"
+            ),
+            label=Path(
+                f"results/{RUN}/raw/{split}_{modality.lower()}_{number:03d}_labels.nii.gz"
+            ),
             modality=modality,
             split=split,
             batch=None,
@@ -77,7 +81,11 @@ try:
         "segmenter.checkpoint": config["segmenter"]["checkpoint"],
     }.items():
         if path and not Path(path).exists():
-            cure = " (run the study that trains it first)" if key == "localizer.weights" else ""
+            cure = (
+                " (run the study that trains it first)"
+                if key == "localizer.weights"
+                else ""
+            )
             raise ConfigError(f"config key '{key}': there is no file '{path}'{cure}.")
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
@@ -86,7 +94,28 @@ ORGANS = organs_of(config["classes"])
 METHODS = config["explain"]["methods"]
 GUIDANCES = config["explain"]["guidances"]
 TRAINS = not config["localizer"]["weights"]
-VARIANTS = ["text", "no_text"] if TRAINS and config["localizer"]["ablation"] else ["text"]
+VARIANTS = (
+    ["text", "no_text"] if TRAINS and config["localizer"]["ablation"] else ["text"]
+)
+BACKBONE = {key: config["localizer"][key] for key in ("backbone", "pretrained")}
+
+# Weights that rules read besides what the study trains: other weights, other results.
+SHIPPED = [
+    str(path)
+    for path in (
+        (
+            Path(workflow.basedir) / "resources/compact/clip.safetensors"
+            if config["localizer"]["backbone"] == "compact"
+            else config["localizer"]["pretrained"]
+        ),
+        (
+            Path(workflow.basedir) / "resources/compact/sam.safetensors"
+            if config["segmenter"]["model"] == "compact"
+            else config["segmenter"]["checkpoint"]
+        ),
+    )
+    if path and Path(path).exists()
+]
 METRICS = ["localizer", "segmenter", "explanations"]
 
 
@@ -98,7 +127,12 @@ def batches(split):
 def cases_of(batch):
     """The cases of a batch, by name."""
     return sorted(
-        (CASES[name] for split in BATCHES for name, own in BATCHES[split].items() if own == batch),
+        (
+            CASES[name]
+            for split in BATCHES
+            for name, own in BATCHES[split].items()
+            if own == batch
+        ),
         key=lambda case: case.name,
     )
 

@@ -7,15 +7,15 @@ rule compact_pool:
         directory("results/compact/pool"),
     log:
         "results/compact/logs/pool.log",
-    params:
-        cfg=COMPACT["pool"],
-        code=code("compact_pool.py"),
+    conda:
+        "../envs/data.yaml"
     threads: 8
     resources:
         mem_mb=4000,
         runtime=240,
-    conda:
-        "../envs/data.yaml"
+    params:
+        cfg=COMPACT["pool"],
+        code=code("compact_pool.py"),
     message:
         "Slices of {params.cfg[volumes]} phantoms, to train the compact models on"
     script:
@@ -31,6 +31,13 @@ rule compact_model:
         "results/compact/logs/{model}.log",
     wildcard_constraints:
         model="clip|sam",
+    conda:
+        "../envs/torch.yaml"
+    threads: 8
+    resources:
+        gpu=1,
+        mem_mb=8000,
+        runtime=1440,
     params:
         cfg=lambda w: COMPACT[w.model],
         code=lambda w: code(
@@ -40,13 +47,6 @@ rule compact_model:
                 "sam": "xaiclip.segmenters.compact_sam",
             }[w.model],
         ),
-    threads: 8
-    resources:
-        gpu=1,
-        mem_mb=8000,
-        runtime=1440,
-    conda:
-        "../envs/torch.yaml"
     message:
         "Train the compact {wildcards.model}"
     script:
@@ -61,13 +61,13 @@ rule compact:
         touch("results/compact/.installed"),
     log:
         "results/compact/logs/install.log",
-    params:
-        code=code("compact_install.py"),
+    conda:
+        "../envs/report.yaml"
     resources:
         mem_mb=1000,
         runtime=10,
-    conda:
-        "../envs/report.yaml"
+    params:
+        code=code("compact_install.py"),
     message:
         "Put the trained models into resources/compact, with checksums and curves"
     script:

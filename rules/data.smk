@@ -9,6 +9,11 @@ rule phantom:
         "results/{run}/logs/phantom/{case}.log",
     wildcard_constraints:
         case=r"(train|test)_(ct|mr)_\d+",
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
     params:
         cfg=lambda w: {
             "seed": seed_of("phantom", w.case),
@@ -16,11 +21,6 @@ rule phantom:
             "settings": config["data"]["phantom"]["settings"],
         },
         code=code("phantom.py"),
-    resources:
-        mem_mb=1000,
-        runtime=10,
-    conda:
-        "../envs/data.yaml"
     message:
         "Phantom {wildcards.case}"
     script:
@@ -34,6 +34,11 @@ rule slices:
         "results/{run}/slices/{batch}.npz",
     log:
         "results/{run}/logs/slices/{batch}.log",
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
     params:
         cfg=lambda w: {
             "cases": case_rows(w),
@@ -44,11 +49,6 @@ rule slices:
             "slices": config["data"]["slices"][w.batch.split("-")[0]],
         },
         code=code("slices.py"),
-    resources:
-        mem_mb=2000,
-        runtime=60,
-    conda:
-        "../envs/data.yaml"
     message:
         "Slices of batch {wildcards.batch}"
     script:
@@ -62,15 +62,15 @@ rule preprocess:
         "results/{run}/preprocessed/{batch}.npz",
     log:
         "results/{run}/logs/preprocess/{batch}.log",
-    params:
-        cfg=config["preprocess"],
-        code=code("preprocess.py"),
+    conda:
+        "../envs/data.yaml"
     threads: 2
     resources:
         mem_mb=1000,
         runtime=30,
-    conda:
-        "../envs/data.yaml"
+    params:
+        cfg=config["preprocess"],
+        code=code("preprocess.py"),
     message:
         "Preprocess batch {wildcards.batch} (equations 1 to 8)"
     script:

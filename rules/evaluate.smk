@@ -10,6 +10,11 @@ rule evaluate_localizer:
         pooled="results/{run}/metrics/parts/localizer/{variant}_{batch}.npz",
     log:
         "results/{run}/logs/evaluate_localizer/{variant}_{batch}.log",
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=30,
     params:
         cfg=lambda w: {
             "variant": w.variant,
@@ -17,11 +22,6 @@ rule evaluate_localizer:
             "cases": case_rows(w),
         },
         code=code("evaluate_localizer.py"),
-    resources:
-        mem_mb=1000,
-        runtime=30,
-    conda:
-        "../envs/data.yaml"
     message:
         "Dice and AUC of the localizer ({wildcards.variant}), batch {wildcards.batch}"
     script:
@@ -36,14 +36,14 @@ rule evaluate_segmenter:
         rows="results/{run}/metrics/parts/segmenter/{batch}.parquet",
     log:
         "results/{run}/logs/evaluate_segmenter/{batch}.log",
-    params:
-        cfg=lambda w: {"organs": ORGANS, "cases": case_rows(w)},
-        code=code("evaluate_segmenter.py"),
+    conda:
+        "../envs/data.yaml"
     resources:
         mem_mb=1000,
         runtime=30,
-    conda:
-        "../envs/data.yaml"
+    params:
+        cfg=lambda w: {"organs": ORGANS, "cases": case_rows(w)},
+        code=code("evaluate_segmenter.py"),
     message:
         "Dice and IoU of the segmenter, batch {wildcards.batch}"
     script:
@@ -81,14 +81,14 @@ rule metrics:
         "results/{run}/logs/metrics/{name}.log",
     wildcard_constraints:
         name="|".join(METRICS),
-    params:
-        cfg=lambda w: {"name": w.name},
-        code=code("metrics.py"),
+    conda:
+        "../envs/data.yaml"
     resources:
         mem_mb=2000,
         runtime=30,
-    conda:
-        "../envs/data.yaml"
+    params:
+        cfg=lambda w: {"name": w.name},
+        code=code("metrics.py"),
     message:
         "Gather {output}"
     script:
@@ -102,22 +102,26 @@ rule skipped:
             batch=(batches("train") if TRAINS else []) + batches("test"),
             allow_missing=True,
         ),
-        roi=expand("results/{run}/roi/{batch}.npz", batch=batches("test"), allow_missing=True),
+        roi=expand(
+            "results/{run}/roi/{batch}.npz", batch=batches("test"), allow_missing=True
+        ),
         segmentation=expand(
-            "results/{run}/segmentation/{batch}.npz", batch=batches("test"), allow_missing=True
+            "results/{run}/segmentation/{batch}.npz",
+            batch=batches("test"),
+            allow_missing=True,
         ),
         explanations="results/{run}/metrics/explanations.parquet",
     output:
         "results/{run}/skipped.tsv",
     log:
         "results/{run}/logs/skipped.log",
-    params:
-        code=code("skipped.py"),
+    conda:
+        "../envs/data.yaml"
     resources:
         mem_mb=1000,
         runtime=30,
-    conda:
-        "../envs/data.yaml"
+    params:
+        code=code("skipped.py"),
     message:
         "What was left out, and why"
     script:

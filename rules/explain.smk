@@ -15,6 +15,7 @@ rule score:
         slices="results/{run}/slices/{batch}.npz",
         preprocessed="results/{run}/preprocessed/{batch}.npz",
         roi="results/{run}/roi/{batch}.npz",
+        shipped=SHIPPED,
     output:
         scores="results/{run}/scores/{method}/{guidance}/{batch}.npz",
         table="results/{run}/scores/{method}/{guidance}/{batch}.parquet",
@@ -22,22 +23,24 @@ rule score:
         "results/{run}/logs/score/{method}_{guidance}_{batch}.log",
     benchmark:
         "results/{run}/benchmarks/score/{method}_{guidance}_{batch}.tsv"
-    params:
-        cfg=lambda w: on_device(
-            **method_settings(w),
-            organs=ORGANS,
-            segmenter=config["segmenter"],
-            **{key: config["explain"][key] for key in ("prompt", "fill", "batch_size")},
-            seed=seed_of("explain", w.method),
-        ),
-        code=lambda w: code("score.py", f"xaiclip.explain.{w.method}"),
+    conda:
+        "../envs/torch.yaml"
     threads: 8
     resources:
         gpu=1,
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
-    conda:
-        "../envs/torch.yaml"
+    params:
+        cfg=lambda w: on_device(
+            **method_settings(w),
+            organs=ORGANS,
+            segmenter=config["segmenter"],
+            **{
+                key: config["explain"][key] for key in ("prompt", "fill", "batch_size")
+            },
+            seed=seed_of("explain", w.method),
+        ),
+        code=lambda w: code("score.py", f"xaiclip.explain.{w.method}"),
     message:
         "Score {wildcards.method} ({wildcards.guidance}) on batch {wildcards.batch}"
     script:
@@ -57,6 +60,12 @@ rule attribute:
         rows="results/{run}/metrics/parts/explanations/{method}_{guidance}_{batch}.parquet",
     log:
         "results/{run}/logs/attribute/{method}_{guidance}_{batch}.log",
+    conda:
+        "../envs/torch.yaml"
+    threads: 2
+    resources:
+        mem_mb=lambda wildcards, attempt: 3000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         cfg=lambda w: {
             **method_settings(w),
@@ -66,12 +75,6 @@ rule attribute:
             "seed": seed_of("explain", w.method),
         },
         code=lambda w: code("attribute.py", f"xaiclip.explain.{w.method}"),
-    threads: 2
-    resources:
-        mem_mb=lambda wildcards, attempt: 3000 * attempt,
-        runtime=lambda wildcards, attempt: 60 * attempt,
-    conda:
-        "../envs/torch.yaml"
     message:
         "Maps and metrics of {wildcards.method} ({wildcards.guidance}), batch {wildcards.batch}"
     script:
@@ -86,14 +89,14 @@ rule maps:
         "results/{run}/maps/.written/{method}_{guidance}_{batch}.txt",
     log:
         "results/{run}/logs/maps/{method}_{guidance}_{batch}.log",
-    params:
-        cfg=lambda w: {"method": w.method, "guidance": w.guidance},
-        code=code("maps.py"),
+    conda:
+        "../envs/data.yaml"
     resources:
         mem_mb=2000,
         runtime=60,
-    conda:
-        "../envs/data.yaml"
+    params:
+        cfg=lambda w: {"method": w.method, "guidance": w.guidance},
+        code=code("maps.py"),
     message:
         "NIfTI maps of {wildcards.method} ({wildcards.guidance}), batch {wildcards.batch}"
     script:

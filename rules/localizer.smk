@@ -15,14 +15,21 @@ if TRAINS:
                 batch=batches("train"),
                 allow_missing=True,
             ),
+            shipped=SHIPPED,
         output:
             weights="results/{run}/localizer/{variant}/localizer.safetensors",
-            settings="results/{run}/localizer/{variant}/localizer.json",
             history="results/{run}/localizer/{variant}/training.csv",
         log:
             "results/{run}/logs/train_localizer/{variant}.log",
         benchmark:
             "results/{run}/benchmarks/train_localizer/{variant}.tsv"
+        conda:
+            "../envs/torch.yaml"
+        threads: 8
+        resources:
+            gpu=1,
+            mem_mb=lambda wildcards, attempt: 4000 * attempt,
+            runtime=lambda wildcards, attempt: 240 * attempt,
         params:
             cfg=lambda w: on_device(
                 **{
@@ -35,13 +42,6 @@ if TRAINS:
                 seed=seed_of("localizer"),
             ),
             code=code("train_localizer.py"),
-        threads: 8
-        resources:
-            gpu=1,
-            mem_mb=lambda wildcards, attempt: 4000 * attempt,
-            runtime=lambda wildcards, attempt: 240 * attempt,
-        conda:
-            "../envs/torch.yaml"
         message:
             "Train the localizer ({wildcards.variant})"
         script:
@@ -52,22 +52,23 @@ rule localize:
     input:
         slices="results/{run}/preprocessed/{batch}.npz",
         weights=TRAINED,
+        shipped=SHIPPED,
     output:
         "results/{run}/localization/{variant}/{batch}.npz",
     log:
         "results/{run}/logs/localize/{variant}_{batch}.log",
     benchmark:
         "results/{run}/benchmarks/localize/{variant}_{batch}.tsv"
-    params:
-        cfg=on_device(classes=config["classes"]),
-        code=code("localize.py"),
+    conda:
+        "../envs/torch.yaml"
     threads: 8
     resources:
         gpu=1,
         mem_mb=lambda wildcards, attempt: 3000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
-    conda:
-        "../envs/torch.yaml"
+    params:
+        cfg=on_device(classes=config["classes"], **BACKBONE),
+        code=code("localize.py"),
     message:
         "Localize the organs of batch {wildcards.batch} ({wildcards.variant})"
     script:
@@ -82,14 +83,14 @@ rule roi:
         "results/{run}/roi/{batch}.npz",
     log:
         "results/{run}/logs/roi/{batch}.log",
-    params:
-        cfg={"roi": config["roi"], "classes": config["classes"]},
-        code=code("roi.py"),
+    conda:
+        "../envs/data.yaml"
     resources:
         mem_mb=1000,
         runtime=30,
-    conda:
-        "../envs/data.yaml"
+    params:
+        cfg={"roi": config["roi"], "classes": config["classes"]},
+        code=code("roi.py"),
     message:
         "ROI masks and boxes of batch {wildcards.batch}"
     script:

@@ -21,19 +21,19 @@ rule table2:
         ),
     log:
         "results/{run}/logs/tables/table2.log",
+    conda:
+        "../envs/report.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=30,
     params:
         cfg={
             "classes": config["classes"],
             "statistics": config["statistics"],
             "seed": seed_of("statistics"),
-            "n_cases": len(BATCHES["test"]),
+            "cases": sorted(BATCHES["test"]),
         },
         code=code("table2.py"),
-    resources:
-        mem_mb=1000,
-        runtime=30,
-    conda:
-        "../envs/report.yaml"
     message:
         "Table II: the localizer"
     script:
@@ -59,20 +59,18 @@ rule table3:
         ),
     log:
         "results/{run}/logs/tables/table3.log",
-    params:
-        cfg={
-            "methods": METHODS,
-            "guidances": GUIDANCES,
-            "statistics": config["statistics"],
-            "seed": seed_of("statistics"),
-            "n_cases": len(BATCHES["test"]),
-        },
-        code=code("table3.py"),
+    conda:
+        "../envs/report.yaml"
     resources:
         mem_mb=2000,
         runtime=30,
-    conda:
-        "../envs/report.yaml"
+    params:
+        cfg={
+            "statistics": config["statistics"],
+            "seed": seed_of("statistics"),
+            "cases": sorted(BATCHES["test"]),
+        },
+        code=code("table3.py"),
     message:
         "Table III: traditional against ROI-guided explanations"
     script:
@@ -163,7 +161,9 @@ FIGURES = [
 ]
 
 if FIGURE_CASE not in BATCHES["test"]:
-    raise WorkflowError(f"config key 'figures.case': '{FIGURE_CASE}' is not a test case.")
+    raise WorkflowError(
+        f"config key 'figures.case': '{FIGURE_CASE}' is not a test case."
+    )
 
 
 for figure in FIGURES:
@@ -186,6 +186,11 @@ for figure in FIGURES:
             ),
         log:
             f"results/{{run}}/logs/figures/{figure}.log",
+        conda:
+            "../envs/report.yaml"
+        resources:
+            mem_mb=2000,
+            runtime=30,
         params:
             cfg={
                 "figure": figure,
@@ -195,11 +200,6 @@ for figure in FIGURES:
                 "dpi": config["figures"]["dpi"],
             },
             code=code("figure.py"),
-        resources:
-            mem_mb=2000,
-            runtime=30,
-        conda:
-            "../envs/report.yaml"
         message:
             "Draw {output}"
         script:
@@ -208,20 +208,23 @@ for figure in FIGURES:
 
 rule provenance:
     input:
-        tables=expand("results/{run}/tables/{name}.csv", name=TABLES, allow_missing=True),
-        localizer=expand(TRAINED, variant=["text"], allow_missing=True),
+        tables=expand(
+            "results/{run}/tables/{name}.csv", name=TABLES, allow_missing=True
+        ),
+        cost="results/{run}/cost.json",
+        weights=expand(TRAINED, variant=["text"], allow_missing=True) + SHIPPED,
     output:
         "results/{run}/provenance.json",
     log:
         "results/{run}/logs/provenance.log",
-    params:
-        cfg=config,
-        code=code("provenance.py"),
+    conda:
+        "../envs/torch.yaml"
     resources:
         mem_mb=2000,
         runtime=30,
-    conda:
-        "../envs/torch.yaml"
+    params:
+        cfg=config,
+        code=code("provenance.py"),
     message:
         "Versions, device, weights, seeds and commit"
     script:

@@ -6,22 +6,23 @@ rule segment:
         slices="results/{run}/slices/{batch}.npz",
         preprocessed="results/{run}/preprocessed/{batch}.npz",
         roi="results/{run}/roi/{batch}.npz",
+        shipped=SHIPPED,
     output:
         "results/{run}/segmentation/{batch}.npz",
     log:
         "results/{run}/logs/segment/{batch}.log",
     benchmark:
         "results/{run}/benchmarks/segment/{batch}.tsv"
-    params:
-        cfg=on_device(segmenter=config["segmenter"], organs=ORGANS),
-        code=code("segment.py"),
+    conda:
+        "../envs/torch.yaml"
     threads: 8
     resources:
         gpu=1,
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
-    conda:
-        "../envs/torch.yaml"
+    params:
+        cfg=on_device(segmenter=config["segmenter"], organs=ORGANS),
+        code=code("segment.py"),
     message:
         "Segment batch {wildcards.batch}"
     script:
@@ -31,20 +32,21 @@ rule segment:
 rule cost:
     input:
         localizer=expand(TRAINED, variant="text", allow_missing=True),
+        shipped=SHIPPED,
     output:
         "results/{run}/cost.json",
     log:
         "results/{run}/logs/cost.log",
-    params:
-        cfg=on_device(segmenter=config["segmenter"], organs=ORGANS),
-        code=code("cost.py"),
+    conda:
+        "../envs/torch.yaml"
     threads: 8
     resources:
         gpu=1,
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         runtime=30,
-    conda:
-        "../envs/torch.yaml"
+    params:
+        cfg=on_device(segmenter=config["segmenter"], organs=ORGANS, **BACKBONE),
+        code=code("cost.py"),
     message:
         "Count the operations of one forward"
     script:

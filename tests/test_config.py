@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from xaiclip import config
 from xaiclip.errors import ConfigError
 

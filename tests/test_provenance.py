@@ -1,6 +1,7 @@
 """Content hashes: they follow imports, and nothing else."""
 
 import pytest
+
 from xaiclip.provenance import SCRIPTS, code_hash, imported_files
 
 

@@ -91,8 +91,8 @@ def document(schema: Mapping[str, Any] | None = None) -> str:
         "snakemake --cores 8 --configfile config/real.yaml",
         "```",
         "",
-        "Overlays are merged into `config.yaml` key by key; lists are replaced. A wrong key, type or",
-        "file stops the run before its first job, in one sentence. This page is written by",
+        "Overlays are merged into `config.yaml` key by key; lists are replaced. A wrong key, type",
+        "or file stops the run before its first job, in one sentence. This page is written by",
         "`make docs` from `schema.json`.",
         "",
         "| key | default | meaning |",
@@ -173,12 +173,12 @@ def _check_together(config: Mapping[str, Any]) -> None:
     for organ in organs_of(config["classes"]):
         if organ not in label_table(config).values():
             raise ConfigError(
-                f"config key 'classes' names '{organ}', which no label id of 'data.labels' stands for."
+                f"config key 'classes' names '{organ}', which no id of 'data.labels' stands for."
             )
     if data["source"] == "sheet" and not data["sheet"]:
-        raise ConfigError("config key 'data.sheet' is empty; with source 'sheet' name a sample sheet.")
+        raise ConfigError("config key 'data.sheet' is empty; source 'sheet' needs a sample sheet.")
     if data["percentiles"]["low"] >= data["percentiles"]["high"]:
-        raise ConfigError("config key 'data.percentiles.low' must be below 'data.percentiles.high'.")
+        raise ConfigError("config key 'data.percentiles.low' must be below its 'high'.")
     if config["preprocess"]["low"] >= config["preprocess"]["high"]:
         raise ConfigError("config key 'preprocess.low' must be below 'preprocess.high'.")
     for split in ("train", "test"):
@@ -190,15 +190,15 @@ def _check_together(config: Mapping[str, Any]) -> None:
     for method in config["explain"]["methods"]:
         if method not in config["methods"]:
             raise ConfigError(
-                f"config key 'explain.methods' names '{method}', which has no settings under 'methods'."
+                f"config key 'explain.methods' names '{method}', which 'methods' does not have."
             )
     for value in ("hard_dice", "hard_iou"):
         if value not in config["explain"]["values"]:
             raise ConfigError(
-                f"config key 'explain.values' lacks '{value}', which the fidelity is computed from."
+                f"config key 'explain.values' lacks '{value}', which the fidelity rests on."
             )
     if config["methods"]["occlusion"]["window"] > 512:
-        raise ConfigError("config key 'methods.occlusion.window' must be at most 512, the grid's side.")
+        raise ConfigError("config key 'methods.occlusion.window' must be at most 512 (the grid).")
     if config["segmenter"]["model"] != "compact" and not config["segmenter"]["checkpoint"]:
         raise ConfigError(
             f"config key 'segmenter.checkpoint' is empty; model '{config['segmenter']['model']}' "

@@ -22,25 +22,13 @@ from numpy.typing import NDArray
 from scipy.interpolate import make_interp_spline
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
+from xaiclip.organs import FLARE22
+
 Float = NDArray[np.float32]
 Box = tuple[slice, slice, slice]
 Point = Sequence[float] | NDArray[Any]
 
-ORGANS: dict[str, int] = {
-    "liver": 1,
-    "right kidney": 2,
-    "spleen": 3,
-    "pancreas": 4,
-    "aorta": 5,
-    "inferior vena cava": 6,
-    "right adrenal gland": 7,
-    "left adrenal gland": 8,
-    "gallbladder": 9,
-    "oesophagus": 10,
-    "stomach": 11,
-    "duodenum": 12,
-    "left kidney": 13,
-}
+ORGANS: dict[str, int] = {organ: number for number, organ in FLARE22.items()}
 MODALITIES = ("CT", "MR")
 PHASES = ("non-contrast", "arterial", "portal venous", "late")
 MR_STYLES = ("T1", "T1 fat-suppressed", "T2", "T2 fat-suppressed", "random")
@@ -719,7 +707,6 @@ class _Patient:
             c.paint(box, np.maximum(d - gap, self.cavity[box]), "visceral fat")
             d = np.maximum(d, self.cavity[box])
             inward = np.array([-side * 0.8, 0.6, 0.0])
-            x, y, z = c.at(box)
             hilum = at + inward * (r - 7)
             span = u(13, 22)
             _, sinus = c.ellipsoid(hilum, (u(16, 22), u(7, 12), span), -side * 36, box)

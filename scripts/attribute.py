@@ -1,0 +1,56 @@
+"""From a batch's score tables to maps and their metrics; no model is needed."""
+
+from _job import job
+
+with job(snakemake) as log:
+    import json
+    from pathlib import Path
+
+    from xaiclip.data.slices import load_slices
+    from xaiclip.device import set_threads
+    from xaiclip.evaluate.rows import explanation_rows
+    from xaiclip.evaluate.schema import EXPLANATIONS, write_table
+    from xaiclip.explain.attribution import save_attributions, to_canonical_mask
+    from xaiclip.explain.runner import attribute_slice
+    from xaiclip.explain.store import load_scores
+    from xaiclip.files import load_arrays
+
+    cfg = snakemake.params.cfg
+    set_threads(snakemake.threads)
+    slices, left_out = load_slices(snakemake.input.slices)
+    scores, skips = load_scores(snakemake.input.scores)
+    segmented, _ = load_arrays(snakemake.input.segmentation)
+    _, localization = load_arrays(snakemake.input.localization)
+    cost = json.loads(Path(snakemake.input.cost).read_text())
+    done = {(one.case, one.slice): one for one in scores}
+    maps, rows = [], []
+    for item in slices:
+        one = done.get((item.case, item.index))
+        attributions, seconds = attribute_slice(one) if one else ([], 0.0)
+        maps += [(item.case, item.index, attribution) for attribution in attributions]
+        rows += explanation_rows(
+            item,
+            one,
+            attributions,
+            [s for s in skips if (s.case, s.slice) == (item.case, item.index)],
+            organs=cfg["organs"],
+            method=cfg["method"],
+            guidance=cfg["guidance"],
+            seed=cfg["seed"],
+            segmented={
+                organ: segmented.get(f"{item.key}/{organ}/{cfg['prompt']}")
+                for organ in cfg["organs"]
+            },
+            reference={
+                organ: None
+                if item.label is None
+                else to_canonical_mask(item.label == 1 + cfg["organs"].index(organ))
+                for organ in cfg["organs"]
+            },
+            seconds_aggregate=seconds,
+            seconds_roi=localization["seconds"].get(item.key),
+            cost=cost,
+        )
+    log.info("%d maps", len(maps))
+    save_attributions(snakemake.output.maps, maps)
+    write_table(snakemake.output.rows, rows, EXPLANATIONS)

@@ -1,0 +1,37 @@
+"""Operations of one forward: encoder, decoder for all organs, localizer."""
+
+from _job import job
+
+with job(snakemake) as log:
+    from dataclasses import asdict
+    from pathlib import Path
+
+    import torch
+
+    from xaiclip.device import set_threads
+    from xaiclip.evaluate.cost import measure, segmenter_cost
+    from xaiclip.files import write_json
+    from xaiclip.localizer.backbone import BackboneSettings
+    from xaiclip.localizer.model import SIZE, load_localizer
+    from xaiclip.segmenters.base import Prompts
+    from xaiclip.segmenters.loading import load_segmenter
+
+    cfg = snakemake.params.cfg
+    set_threads(snakemake.threads)
+    organs = tuple(cfg["organs"])
+    boxes = torch.tensor([[0.25, 0.25, 0.75, 0.75]]).repeat(len(organs), 1)
+    segmenter = load_segmenter(cfg["segmenter"], cfg["device"], cfg["precision"])
+    forward = segmenter_cost(segmenter, Prompts(organs, boxes))
+    backbone = BackboneSettings(cfg["backbone"], cfg["pretrained"])
+    localizer = load_localizer(Path(snakemake.input.localizer[0]), backbone)
+    image = torch.zeros((1, SIZE, SIZE), dtype=torch.uint8)
+    cost = {
+        "encode": asdict(forward.encode),
+        "decode": asdict(forward.decode),
+        "decoded_organs": len(organs),
+        "localizer": asdict(measure(localizer, image, [localizer])),
+        "device": str(segmenter.device),
+        "precision": segmenter.precision,
+    }
+    log.info("GFLOPs: %s", cost)
+    write_json(snakemake.output[0], cost)

@@ -1,0 +1,38 @@
+"""Dice and AUC-ROC of the localizer on each slice of a batch."""
+
+from _job import job
+
+with job(snakemake) as log:
+    import numpy as np
+
+    from xaiclip.evaluate.localization import PooledAuc, localizer_scores
+    from xaiclip.evaluate.schema import LOCALIZER, write_table
+    from xaiclip.files import load_arrays, save_arrays
+    from xaiclip.preprocess import load_preprocessed
+
+    cfg = snakemake.params.cfg
+    modality = {case["name"]: case["modality"] for case in cfg["cases"]}
+    maps, _ = load_arrays(snakemake.input.localization)
+    rows, pooled = [], PooledAuc(cfg["classes"])
+    for piece in load_preprocessed(snakemake.input.preprocessed):
+        common = {
+            "case": piece.case,
+            "slice": piece.index,
+            "variant": cfg["variant"],
+            "modality": modality[piece.case],
+        }
+        if piece.label is None:
+            rows += [
+                {**common, "class": name, "skipped": "the case has no reference label"}
+                for name in cfg["classes"]
+            ]
+            continue
+        prob = maps[piece.key].astype(np.float32)
+        rows += [{**common, **row} for row in localizer_scores(prob, piece.label, cfg["classes"])]
+        pooled.update(prob, piece.label)
+    for row in rows:
+        if "skipped" not in row and not row["n_pixels"]:
+            row["skipped"] = "the reference lacks this class in the slice"
+    log.info("%d rows", len(rows))
+    write_table(snakemake.output.rows, rows, LOCALIZER)
+    save_arrays(snakemake.output.pooled, {"counts": pooled.counts}, {"classes": cfg["classes"]})

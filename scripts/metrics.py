@@ -1,0 +1,13 @@
+"""Gather the metrics of all batches into one table."""
+
+from _job import job
+
+with job(snakemake):
+    from xaiclip.evaluate import schema
+
+    kind = {
+        "localizer": schema.LOCALIZER,
+        "segmenter": schema.SEGMENTER,
+        "explanations": schema.EXPLANATIONS,
+    }[snakemake.params.cfg["name"]]
+    schema.concat_tables(snakemake.input, snakemake.output[0], kind)

@@ -1,0 +1,48 @@
+"""What made the tables: versions, device, weights, seeds, commit, data."""
+
+from _job import job
+
+with job(snakemake):
+    import json
+    import platform
+    import subprocess
+    from importlib.metadata import version
+    from pathlib import Path
+
+    from xaiclip.files import sha256, write_json
+
+    cfg = snakemake.params.cfg
+    root = Path(snakemake.scriptdir).parent
+
+    def git(*arguments):
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    cost = json.loads(Path(snakemake.input.cost).read_text())
+    weights = {str(path): sha256(path) for path in snakemake.input.weights}
+    packages = [
+        line.split("==")[0]
+        for line in (root / "envs" / "requirements.in").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    write_json(
+        snakemake.output[0],
+        {
+            "run": cfg["run"],
+            "seed": cfg["seed"],
+            "commit": git("rev-parse", "HEAD"),
+            "uncommitted_changes": None if changes is None else bool(changes),
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "versions": {name: version(name) for name in packages},
+            "device": cost["device"],
+            "precision": cost["precision"],
+            "weights": weights,
+            "tables": {Path(path).name: sha256(path) for path in snakemake.input.tables},
+            "config": cfg,
+        },
+    )

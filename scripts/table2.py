@@ -1,0 +1,25 @@
+"""Table II: how well the localizer finds each class, with and without the text."""
+
+from _job import job
+
+with job(snakemake):
+    import pandas as pd
+
+    from xaiclip.evaluate.localization import PooledAuc
+    from xaiclip.files import load_arrays
+    from xaiclip.report.tables import read_skips, table2, write
+
+    cfg = snakemake.params.cfg
+    pooled = {}
+    for path in snakemake.input.pooled:
+        variant = "no_text" if "/no_text_" in path else "text"
+        one = PooledAuc(cfg["classes"], load_arrays(path)[0]["counts"])
+        pooled[variant] = pooled[variant] + one if variant in pooled else one
+    table = table2(
+        pd.read_parquet(snakemake.input.localizer),
+        pooled={variant: counts.auc() for variant, counts in pooled.items()},
+        skips=read_skips(snakemake.input.skipped, cfg["cases"]),
+        seed=cfg["seed"],
+        **cfg["statistics"],
+    )
+    write(table, snakemake.output.csv, snakemake.output.md)

@@ -1,0 +1,18 @@
+"""Table III: explanations without and with guidance; and the same for every variant."""
+
+from _job import job
+
+with job(snakemake):
+    import pandas as pd
+
+    from xaiclip.report.tables import read_skips, table3, table3_variants, write
+
+    cfg, out = snakemake.params.cfg, snakemake.output
+    rows = pd.read_parquet(snakemake.input.explanations)
+    common = {
+        "skips": read_skips(snakemake.input.skipped, cfg["cases"]),
+        "seed": cfg["seed"],
+        **cfg["statistics"],
+    }
+    write(table3(rows, **common), out.csv, out.md)
+    write(table3_variants(rows, **common), out.variants_csv, out.variants_md)

@@ -1,0 +1,80 @@
+"""Where models run, in which precision, with how many threads, from which seed."""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+
+from xaiclip.errors import ConfigError
+
+PRECISIONS: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """``auto`` takes CUDA, then MPS, then the CPU; ``cuda:1`` and the like are fine too.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device '{name}' is unknown: use auto, cpu, cuda or mps.") from None
+    here = {"cpu": True, "cuda": cuda, "mps": mps}.get(device.type, False)
+    if not here or (device.index or 0) >= max(torch.cuda.device_count(), 1):
+        raise ConfigError(f"device '{name}' is not available on this machine: use auto or cpu.")
+    return device
+
+
+def choose_precision(device: torch.device | str, name: str = "auto") -> str:
+    """``auto`` is fp32 on a CPU, bf16 on MPS and on CUDA that has it, else fp16.
+
+    Raises:
+        ConfigError: unknown precision, or one that the device cannot do.
+    """
+    kind = torch.device(device).type
+    if name == "auto":
+        if kind == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if kind == "mps" else "fp32"
+    if name not in PRECISIONS:
+        raise ConfigError(f"precision '{name}' is unknown: use auto, {', '.join(PRECISIONS)}.")
+    if name == "fp16" and kind != "cuda":
+        raise ConfigError(f"precision 'fp16' needs CUDA; on {kind} use fp32 or bf16.")
+    return name
+
+
+def autocast(device: torch.device | str, precision: str) -> AbstractContextManager[object]:
+    """The context in which a model computes in ``precision``; fp32 switches autocast off."""
+    kind = torch.device(device).type
+    if precision == "fp32":
+        return torch.autocast(kind, enabled=False) if kind != "mps" else nullcontext()
+    return torch.autocast(kind, dtype=PRECISIONS[precision])
+
+
+def set_threads(number: int) -> None:
+    """Let torch compute with ``number`` threads (at least 1)."""
+    torch.set_num_threads(max(1, number))
+
+
+def seed_everything(seed: int) -> torch.Generator:
+    """Seed Python, numpy and torch for libraries that draw from global states.
+
+    Own code draws from the returned generator (CPU) or from one of its own.
+    """
+    os.environ.setdefault("PYTHONHASHSEED", str(seed))
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)

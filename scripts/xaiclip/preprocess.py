@@ -1,0 +1,223 @@
+"""Preprocessing of a slice for the localizer: the paper's equations 1 to 8, and the letterbox."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from xaiclip.files import load_arrays, save_arrays
+
+if TYPE_CHECKING:
+    from xaiclip.data.slices import Slice
+
+
+@dataclass(frozen=True)
+class PreprocessSettings:
+    """Grey values in 0…255, percentiles in 0…100, ``size`` in pixels; ``clip`` 0 is no CLAHE."""
+
+    size: int = 224
+    foreground: bool = True
+    background_threshold: float = 10
+    low: float = 5
+    high: float = 95
+    clip: float = 2.0
+    tiles: int = 8
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Where an (H, W) image lies in a padded square: aspect kept, centred.
+
+    Attributes:
+        shape: (H, W) of the image.
+        size: side of the square.
+        height, width: of the image inside the square.
+    """
+
+    shape: tuple[int, int]
+    size: int
+    height: int
+    width: int
+
+    @classmethod
+    def fit(cls, shape: tuple[int, int], size: int) -> Letterbox:
+        """The largest centred place for an image of ``shape``."""
+        scale = size / max(shape)
+        height, width = (max(1, round(side * scale)) for side in shape)
+        return cls((int(shape[0]), int(shape[1])), size, height, width)
+
+    @property
+    def top(self) -> int:
+        """First row of the image."""
+        return (self.size - self.height) // 2
+
+    @property
+    def left(self) -> int:
+        """First column of the image."""
+        return (self.size - self.width) // 2
+
+    def apply(self, image: NDArray[Any], *, nearest: bool = False, fill: int = 0) -> NDArray[Any]:
+        """(H, W) → (size, size), the rest ``fill``. ``nearest`` is for labels and masks."""
+        shrinks = self.height < self.shape[0] or self.width < self.shape[1]
+        # area interpolation is the paper's; where an image grows it would only repeat pixels
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        square = np.full((self.size, self.size), fill, dtype=image.dtype)
+        inside = self.crop(square)
+        inside[:] = _resize(image, inside.shape, cv2.INTER_NEAREST_EXACT if nearest else method)
+        return square
+
+    def crop(self, maps: NDArray[Any]) -> NDArray[Any]:
+        """(…, size, size) → (…, height, width): a view of the image without the padding."""
+        return maps[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def invert(self, maps: NDArray[Any], *, nearest: bool = False) -> NDArray[Any]:
+        """(…, size, size) → (…, H, W): cut the padding off, resize (linear, or ``nearest``)."""
+        method = cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_LINEAR
+        flat = self.crop(maps).reshape(-1, self.height, self.width)
+        whole = [_resize(one, self.shape, method) for one in flat]
+        return np.array(whole, dtype=maps.dtype).reshape(*maps.shape[:-2], *self.shape)
+
+    def box_to_square(self, box: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """An XYXY box in pixels of the image, in pixels of the square."""
+        scale, shift = self._scale_shift()
+        return np.asarray(box * scale + shift, dtype=np.float32)
+
+    def box_from_square(self, box: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """The inverse of `box_to_square`."""
+        scale, shift = self._scale_shift()
+        return np.asarray((box - shift) / scale, dtype=np.float32)
+
+    def _scale_shift(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        scale = np.array([self.width / self.shape[1], self.height / self.shape[0]] * 2)
+        return scale, np.array([self.left, self.top] * 2, dtype=np.float64)
+
+
+def _resize(image: NDArray[Any], shape: tuple[int, ...], method: int) -> NDArray[Any]:
+    """(H, W) to another (H, W); OpenCV knows no booleans and wants memory in order."""
+    known = np.uint8 if image.dtype == np.bool_ else image.dtype
+    source = np.ascontiguousarray(image, dtype=known)
+    return np.asarray(cv2.resize(source, shape[::-1], interpolation=method)).astype(image.dtype)
+
+
+def to_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 (H, W), or RGB (H, W, 3) by the BT.601 luminance, as uint8 (H, W)."""
+    if image.ndim == 2:
+        return image
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+
+
+def enhance(
+    image: NDArray[np.uint8], settings: PreprocessSettings = PreprocessSettings()
+) -> NDArray[np.uint8]:
+    """Contrast enhancement of the foreground: equations 1 to 8.
+
+    Equation 1 marks the *background* with 1, as equations 2 and 8 read it. An image without
+    foreground, or with a constant one, is returned as it is: there is nothing to stretch.
+
+    Args:
+        image: uint8 (H, W).
+        settings: thresholds, percentiles and CLAHE.
+
+    Returns:
+        uint8 (H, W); background pixels keep their value.
+    """
+    background = (
+        image < settings.background_threshold
+        if settings.foreground
+        else np.zeros(image.shape, dtype=bool)
+    )  # (1)
+    foreground = image[~background]  # (2)
+    if not foreground.size:
+        return image.copy()
+    low, high = np.percentile(foreground, [settings.low, settings.high])  # (3)
+    if high <= low:
+        return image.copy()
+    stretched = np.clip((image - low) / (high - low) * 255, 0, 255).round().astype(np.uint8)  # (4)
+    if settings.clip > 0:  # (5)–(7)
+        clahe = cv2.createCLAHE(settings.clip, (settings.tiles, settings.tiles))
+        stretched = clahe.apply(stretched)
+    return np.where(background, image, stretched)  # (8)
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocessed:
+    """A slice as the localizer sees it.
+
+    Attributes:
+        case, index: where it comes from.
+        image: uint8 (size, size).
+        label: uint8 (size, size) class indices, 255 = not labelled; None without reference.
+        letterbox: the way back to the slice.
+    """
+
+    case: str
+    index: int
+    image: NDArray[np.uint8]
+    label: NDArray[np.uint8] | None
+    letterbox: Letterbox
+
+    @property
+    def key(self) -> str:
+        """As in `Slice.key`."""
+        return f"{self.case}/{self.index}"
+
+    def on_slice_grid(self) -> NDArray[np.uint8]:
+        """The enhanced image, uint8 (H, W)."""
+        return np.asarray(self.letterbox.invert(self.image), dtype=np.uint8)
+
+
+def preprocess(
+    image: NDArray[np.uint8], settings: PreprocessSettings = PreprocessSettings()
+) -> tuple[NDArray[np.uint8], Letterbox]:
+    """Letterbox, then enhance: uint8 (H, W) or RGB (H, W, 3) → uint8 (size, size)."""
+    grey = to_grey(image)
+    letterbox = Letterbox.fit(grey.shape[:2], settings.size)
+    return enhance(letterbox.apply(grey), settings), letterbox
+
+
+def preprocess_slices(
+    slices: Sequence[Slice], settings: PreprocessSettings = PreprocessSettings(), threads: int = 1
+) -> list[Preprocessed]:
+    """Preprocess slices side by side; OpenCV frees Python's lock, so threads are enough."""
+
+    def one(item: Slice) -> Preprocessed:
+        image, letterbox = preprocess(item.image, settings)
+        # the padding is background, which is known
+        label = None if item.label is None else letterbox.apply(item.label, nearest=True)
+        return Preprocessed(item.case, item.index, image, label, letterbox)
+
+    with ThreadPoolExecutor(max(1, threads)) as executor:
+        return list(executor.map(one, slices))
+
+
+def save_preprocessed(path: str | os.PathLike[str], pieces: Sequence[Preprocessed]) -> None:
+    """Write a batch to one .npz file."""
+    arrays, meta = {}, []
+    for piece in pieces:
+        arrays[f"{piece.key}/image"] = piece.image
+        if piece.label is not None:
+            arrays[f"{piece.key}/label"] = piece.label
+        meta.append(
+            {"case": piece.case, "index": piece.index, "letterbox": asdict(piece.letterbox)}
+        )
+    save_arrays(path, arrays, meta)
+
+
+def load_preprocessed(path: str | os.PathLike[str]) -> list[Preprocessed]:
+    """Read what `save_preprocessed` wrote."""
+    arrays, meta = load_arrays(path)
+    pieces = []
+    for row in meta:
+        key = f"{row['case']}/{row['index']}"
+        box = row["letterbox"]
+        letterbox = Letterbox(tuple(box.pop("shape")), **box)
+        image, label = arrays[f"{key}/image"], arrays.get(f"{key}/label")
+        pieces.append(Preprocessed(row["case"], row["index"], image, label, letterbox))
+    return pieces

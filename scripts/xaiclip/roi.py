@@ -1,0 +1,214 @@
+"""From probability maps to regions of interest: a mask and a box per organ."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+from xaiclip.data.slices import Slice
+from xaiclip.errors import Skip
+from xaiclip.files import load_arrays, save_arrays
+from xaiclip.organs import BACKGROUND
+from xaiclip.preprocess import Letterbox
+
+STAGE = "roi"
+
+#: Where an ROI can come from: the localizer, the reference (an oracle), everything but air.
+SOURCES = ("localizer", "reference", "body")
+
+#: The source that each guidance of the configuration uses; ``full`` uses none.
+SOURCES_OF_GUIDANCE: Mapping[str, str | None] = {
+    "full": None,
+    "roi": "localizer",
+    "roi_reference": "reference",
+    "roi_body": "body",
+}
+
+
+@dataclass(frozen=True)
+class RoiSettings:
+    """How a probability map becomes an ROI.
+
+    Attributes:
+        rule: ``threshold``, or ``top_fraction`` (the alternative that the paper mentions).
+        threshold: of the smoothed probability.
+        top_fraction: share of the image.
+        sigma: of the Gaussian, pixels of the letterbox.
+        margin: on each side of the box, pixels of the slice.
+        min_pixels: an ROI of fewer pixels of the slice counts as empty.
+    """
+
+    rule: str = "threshold"
+    threshold: float = 0.5
+    top_fraction: float = 0.2
+    sigma: float = 1.0
+    margin: float = 5
+    min_pixels: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Roi:
+    """A region of interest in a slice.
+
+    Attributes:
+        mask: bool (H, W).
+        box: float32 (4,) XYXY in pixels of the slice, margin included; None if it is empty.
+    """
+
+    mask: NDArray[np.bool_]
+    box: NDArray[np.float32] | None
+
+
+def roi_mask(
+    probability: NDArray[np.floating[Any]], letterbox: Letterbox, settings: RoiSettings
+) -> NDArray[np.bool_]:
+    """Smooth an organ's probability map, cut it, bring it to the slice.
+
+    There is no min–max scaling: the probabilities are calibrated by the softmax, and scaling
+    would invent an ROI in a slice without the organ.
+
+    Args:
+        probability: (S, S) in [0, 1], on the letterbox grid.
+        letterbox: the way back to the slice.
+        settings: which pixels count.
+
+    Returns:
+        bool (H, W).
+    """
+    smooth = ndimage.gaussian_filter(probability.astype(np.float32), settings.sigma)
+    threshold = settings.threshold
+    if settings.rule == "top_fraction":
+        inside = letterbox.crop(smooth)  # the padding must not count as area
+        # a pixel without any probability is in no ROI, however large the fraction
+        threshold = max(np.quantile(inside, 1 - settings.top_fraction), np.finfo(np.float32).tiny)
+    return np.asarray(letterbox.invert(smooth >= threshold, nearest=True))
+
+
+def box_of(mask: NDArray[np.bool_], margin: float = 0) -> NDArray[np.float32] | None:
+    """Bounding box of a mask plus a margin, inside the image; None for an empty mask."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not rows.size:
+        return None
+    height, width = mask.shape
+    return np.array(
+        [
+            max(0.0, columns[0] - margin),
+            max(0.0, rows[0] - margin),
+            min(width, columns[-1] + 1 + margin),
+            min(height, rows[-1] + 1 + margin),
+        ],
+        dtype=np.float32,
+    )
+
+
+def body_mask(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Everything that is not air: the largest component above the air's level, opened and filled.
+
+    The opening cuts thin things off (the table, wires); filling takes in lungs and gas.
+
+    Args:
+        image: uint8 (H, W), windowed CT or MR.
+
+    Returns:
+        bool (H, W); nothing for a constant image.
+    """
+    smooth = ndimage.gaussian_filter(image.astype(np.float32), 1)
+    if smooth.min() == smooth.max():
+        return np.zeros(image.shape, dtype=bool)
+    # Otsu splits bright from dark tissue; a quarter of it keeps fat, which is dark in a CT
+    # window. On logarithms it splits noise from signal: MR air is not 0.
+    noise = np.expm1(threshold_otsu(np.log1p(smooth)))
+    bright = smooth > max(threshold_otsu(smooth) / 4, noise)
+    width = max(1, round(max(image.shape) / 100))
+    disk = np.hypot(*np.mgrid[-width : width + 1, -width : width + 1]) <= width
+    opened = ndimage.binary_opening(bright, disk)
+    return np.asarray(ndimage.binary_fill_holes(_largest(opened if opened.any() else bright)))
+
+
+def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest connected component."""
+    parts, count = ndimage.label(mask)
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    return np.asarray((parts == sizes.argmax()) & mask)
+
+
+def rois_of(
+    item: Slice,
+    probabilities: NDArray[np.floating[Any]],
+    letterbox: Letterbox,
+    classes: Sequence[str],
+    settings: RoiSettings,
+) -> tuple[dict[str, dict[str, Roi]], list[Skip]]:
+    """The ROIs of a slice, by organ and source.
+
+    Args:
+        item: the slice.
+        probabilities: (C, S, S), the localizer's maps.
+        letterbox: of the maps.
+        classes: the C names.
+        settings: which pixels count.
+
+    Returns:
+        ``rois[organ][source]`` (no ``reference`` without a label), and a skip for each organ
+        that the localizer did not find.
+    """
+    body = body_mask(item.image)
+    found: dict[str, dict[str, Roi]] = {}
+    skips = []
+    for index, organ in enumerate(classes):
+        if organ == BACKGROUND:
+            continue
+        masks = {"localizer": roi_mask(probabilities[index], letterbox, settings), "body": body}
+        if item.label is not None:
+            masks["reference"] = item.label == index
+        if masks["localizer"].sum() < max(1, settings.min_pixels):
+            masks["localizer"] = np.zeros_like(body)
+            reason = f"empty ROI: the localizer does not find the {organ}"
+            skips.append(Skip(item.case, STAGE, reason, item.index, organ))
+        found[organ] = {
+            source: Roi(masks[source], box_of(masks[source], settings.margin))
+            for source in SOURCES
+            if source in masks
+        }
+    return found, skips
+
+
+def save_rois(
+    path: str | os.PathLike[str],
+    rois: Mapping[str, Mapping[str, Mapping[str, Roi]]],
+    skips: Sequence[Skip] = (),
+) -> None:
+    """Write the ROIs of a batch, by slice key, organ and source, to one .npz file."""
+    arrays = {}
+    boxes = {}
+    for key, organs in rois.items():
+        for organ, sources in organs.items():
+            for source, roi in sources.items():
+                name = f"{key}/{organ}/{source}"
+                arrays[name] = roi.mask
+                boxes[name] = None if roi.box is None else roi.box.tolist()
+    meta = {"slices": list(rois), "boxes": boxes, "skips": [skip.to_dict() for skip in skips]}
+    save_arrays(path, arrays, meta)
+
+
+def load_rois(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, dict[str, dict[str, Roi]]], list[Skip]]:
+    """Read what `save_rois` wrote."""
+    arrays, meta = load_arrays(path)
+    rois: dict[str, dict[str, dict[str, Roi]]] = {key: {} for key in meta["slices"]}
+    for name, mask in arrays.items():
+        key, organ, source = name.rsplit("/", 2)
+        box = meta["boxes"][name]
+        rois[key].setdefault(organ, {})[source] = Roi(
+            mask, None if box is None else np.array(box, dtype=np.float32)
+        )
+    return rois, [Skip(**skip) for skip in meta["skips"]]

@@ -1,0 +1,367 @@
+"""Volumes: any stored orientation leads to the same slices, and back; bad files name their cure."""
+
+import gzip
+import itertools
+import struct
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nibabel.orientations import axcodes2ornt
+
+from xaiclip.data.volumes import Geometry, check_same_grid, display, read_volume, restore
+from xaiclip.errors import CaseError
+
+SHAPE = (5, 6, 7)
+RAS = np.array([[1.5, 0, 0, -20], [0, 2, 0, 30], [0, 0, 3, -40], [0, 0, 0, 1.0]])
+VOXELS = np.random.default_rng(0).integers(-1000, 1000, SHAPE).astype(np.int16)
+LARGER = np.random.default_rng(0).integers(-1000, 1000, (20, 20, 20)).astype(np.int16)
+CODES = [
+    "".join(pair[sign] for pair, sign in zip(axes, signs, strict=True))
+    for axes in itertools.permutations(("LR", "PA", "IS"))
+    for signs in itertools.product((0, 1), repeat=3)
+]
+
+
+def oriented(code):
+    """`VOXELS` as stored with the axes ``code``, and the affine that goes with it."""
+    ras = nib.Nifti1Image(VOXELS, RAS)
+    to = nib.orientations.ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(code))
+    image = ras.as_reoriented(to)
+    return np.asarray(image.dataobj), image.affine
+
+
+def write(path, array, affine=RAS, **header):
+    image = nib.Nifti1Image(array, affine)
+    for key, value in header.items():
+        image.header[key] = value
+    nib.save(image, path)
+    return path
+
+
+def sentence(path, **options):
+    """The one sentence with which a file is refused."""
+    with pytest.raises(CaseError) as caught:
+        read_volume(path, **options)
+    text = str(caught.value)
+    assert str(path) in text
+    assert text.endswith((".", "?"))
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_orientation_gives_the_same_slices_and_leads_back(tmp_path, code):
+    assert len(set(CODES)) == 48
+    stored, affine = oriented(code)
+    volume = read_volume(write(tmp_path / "scan.nii.gz", stored, affine))
+    np.testing.assert_array_equal(volume.array, VOXELS)
+    np.testing.assert_allclose(volume.geometry.canonical_affine, RAS)
+    assert volume.geometry.canonical_shape == SHAPE
+    np.testing.assert_allclose(volume.geometry.spacing, (1.5, 2, 3))
+    assert volume.array.dtype == np.float32
+
+    slices = {k: display(volume.array[:, :, k]) for k in range(SHAPE[2])}
+    back = restore(slices, volume.geometry)
+    np.testing.assert_array_equal(back.get_fdata(), stored)
+    np.testing.assert_array_equal(back.affine, affine)
+    nib.save(back, tmp_path / "back.nii.gz")
+    again = nib.load(tmp_path / "back.nii.gz")
+    np.testing.assert_array_equal(again.get_fdata(), stored)
+    np.testing.assert_allclose(again.get_qform(), affine, atol=1e-5)
+
+
+def test_slices_that_are_not_there_are_filled():
+    geometry = Geometry(*(lambda stored, affine: (affine, stored.shape))(*oriented("SPL")))
+    one = np.ones((SHAPE[1], SHAPE[0]))
+    maps = restore({2: one}, geometry).get_fdata()
+    assert np.isnan(maps).sum() == VOXELS.size - one.size
+    labels = restore({2: one}, geometry, fill=0, dtype=np.uint8)
+    assert labels.get_data_dtype() == np.uint8
+    assert labels.get_fdata().sum() == one.size
+    # the first stored axis runs from the feet to the head
+    assert (labels.get_fdata()[2] == 1).all()
+
+
+def test_a_slice_is_shown_as_a_radiologist_sees_it():
+    array = np.zeros(SHAPE)
+    array[0, -1, 3] = 1  # in RAS index 0 is the patient's left, and -1 the front
+    shown = display(array[:, :, 3])
+    assert shown.shape == (SHAPE[1], SHAPE[0])
+    assert shown[0, -1] == 1  # the patient's left is on the right
+    assert shown.flags.c_contiguous
+
+
+def test_oblique_scans_take_the_nearest_axes(tmp_path):
+    angle = np.deg2rad(20)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    stored, affine = oriented("LPS")
+    volume = read_volume(write(tmp_path / "oblique.nii", stored, turn @ affine))
+    np.testing.assert_array_equal(volume.array, VOXELS)
+    back = restore({0: display(volume.array[:, :, 0])}, volume.geometry)
+    np.testing.assert_allclose(back.affine, turn @ affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64])
+def test_label_types(tmp_path, dtype):
+    array = np.random.default_rng(1).integers(0, 14, SHAPE).astype(dtype)
+    label = read_volume(write(tmp_path / "label.nii.gz", array), label=True)
+    assert label.array.dtype == np.int32
+    np.testing.assert_array_equal(label.array, array)
+
+
+def test_scaled_storage(tmp_path):
+    image = nib.Nifti1Image(VOXELS, RAS)
+    image.header.set_slope_inter(0.5, -10)
+    nib.save(image, tmp_path / "scaled.nii")
+    np.testing.assert_array_equal(read_volume(tmp_path / "scaled.nii").array, VOXELS * 0.5 - 10)
+    raw = bytearray(nib.Nifti1Image((VOXELS > 0).astype(np.uint8) * 30, RAS).to_bytes())
+    raw[112:120] = struct.pack("<ff", 0.1, 0.0)  # scl_slope, scl_inter: 30 × 0.1 is not quite 3
+    (tmp_path / "label.nii").write_bytes(raw)
+    label = read_volume(tmp_path / "label.nii", label=True)
+    np.testing.assert_array_equal(label.array, (VOXELS > 0) * 3)
+
+
+def test_sform_before_qform(tmp_path):
+    image = nib.Nifti1Image(VOXELS, RAS)
+    image.set_sform(RAS, 1)
+    image.set_qform(np.diag([-1.5, -2, 3, 1]), 1)
+    nib.save(image, tmp_path / "both.nii")
+    np.testing.assert_array_equal(read_volume(tmp_path / "both.nii").array, VOXELS)
+    image.set_sform(None, 0)
+    nib.save(image, tmp_path / "qform.nii")
+    np.testing.assert_array_equal(read_volume(tmp_path / "qform.nii").array, VOXELS[::-1, ::-1])
+
+
+@pytest.mark.parametrize("shape", [(*SHAPE, 1), (*SHAPE, 1, 1)])
+def test_trailing_axes_of_one_are_dropped(tmp_path, shape):
+    volume = read_volume(write(tmp_path / "4d.nii.gz", VOXELS.reshape(shape)))
+    np.testing.assert_array_equal(volume.array, VOXELS)
+
+
+@pytest.mark.parametrize("name", ["Köpfe und Bäuche.nii.gz", "スキャン.nii", "a b.NII.GZ", "x.mha"])
+def test_any_path(tmp_path, name):
+    folder = tmp_path / "ein Ordner ü"
+    folder.mkdir()
+    sitk.WriteImage(itk_image(), folder / "x.mha")
+    if not name.endswith(".mha"):
+        write(folder / name, VOXELS)
+    np.testing.assert_array_equal(read_volume(folder / name).array, VOXELS)
+
+
+def itk_image():
+    """`VOXELS`, for ITK: axes reversed by numpy's view, LPS."""
+    image = sitk.GetImageFromArray(VOXELS.T)
+    image.SetSpacing((1.5, 2, 3))
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    image.SetOrigin((20, -30, -40))
+    return image
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nrrd", ".nhdr", ".nii.gz"])
+@pytest.mark.parametrize("trailing", [False, True])
+def test_itk_formats_agree_with_nifti(tmp_path, suffix, trailing):
+    image = itk_image()
+    image = sitk.JoinSeries(image) if trailing else image
+    sitk.WriteImage(image, tmp_path / f"scan{suffix}", True)
+    volume = read_volume(tmp_path / f"scan{suffix}")
+    np.testing.assert_array_equal(volume.array, VOXELS)
+    np.testing.assert_allclose(volume.geometry.canonical_affine, RAS, atol=1e-5)
+
+
+def write_dicom(folder, uid="1.2.3", shift=lambda k: (0, 0, 3 * k), keep=range(7)):
+    folder.mkdir(exist_ok=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    image = itk_image()
+    for k in keep:
+        plane = image[:, :, k]
+        origin = np.array(image.GetOrigin()) + shift(k)
+        for tag, value in {
+            "0008|0060": "CT",
+            "0020|000e": uid,
+            "0020|000d": "1.2",
+            "0008|0018": f"{uid}.{k}",
+            "0020|0013": str(k),
+            "0020|0037": "-1\\0\\0\\0\\-1\\0",
+            "0020|0032": "\\".join(map(str, origin)),
+            "0018|0050": "3",
+            "0028|1052": "-100",
+            "0028|1053": "1",
+        }.items():
+            plane.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{uid}_{k}.dcm"))
+        writer.Execute(plane)
+    return folder
+
+
+def test_dicom_series(tmp_path):
+    volume = read_volume(write_dicom(tmp_path / "Serie 1 ü"))
+    np.testing.assert_array_equal(volume.array, VOXELS)
+    np.testing.assert_allclose(volume.geometry.canonical_affine, RAS, atol=1e-5)
+    tilted = write_dicom(tmp_path / "tilted", shift=lambda k: (0, 0.5 * k, 3 * k))
+    affine = read_volume(tilted).geometry.canonical_affine
+    np.testing.assert_allclose(affine[:3, 2], (0, -0.5, 3), atol=1e-5)
+
+
+def test_bad_dicom_folders(tmp_path):
+    both = write_dicom(tmp_path / "both")
+    write_dicom(both, uid="9.8.7")
+    text = sentence(both)
+    assert "1.2.3" in text
+    assert "9.8.7" in text
+    (tmp_path / "empty").mkdir()
+    assert "no DICOM series" in sentence(tmp_path / "empty")
+    gap = write_dicom(tmp_path / "gap", keep=[0, 1, 2, 4, 5, 6])
+    assert "not evenly spaced" in sentence(gap)
+    assert "single slice" in sentence(write_dicom(tmp_path / "one", keep=[3]))
+    short = write_dicom(tmp_path / "short")
+    file = sorted(short.iterdir())[2]
+    file.write_bytes(file.read_bytes()[:-40])
+    assert "cannot be read as one volume" in sentence(short)
+    lost = write_dicom(tmp_path / "lost")
+    for file in lost.iterdir():  # the tag's element becomes another one
+        raw = file.read_bytes()
+        file.write_bytes(raw.replace(b"\x20\x00\x32\x00DS", b"\x20\x00\x33\x00DS"))
+    assert "no image position" in sentence(lost)
+
+
+def test_colours_are_refused(tmp_path):
+    sitk.WriteImage(sitk.Compose([itk_image()] * 3), tmp_path / "rgb.mha")
+    assert "3 values in each voxel" in sentence(tmp_path / "rgb.mha")
+
+
+def claims(*shape):
+    """A NIfTI header of these dimensions with hardly any voxels behind it."""
+    raw = bytearray(nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), RAS).to_bytes())
+    raw[40:56] = struct.pack("<8h", len(shape), *shape, *[1] * (7 - len(shape)))
+    return bytes(raw)
+
+
+def nifti2_claims(*shape):
+    """The same as NIfTI-2, whose dimensions have 64 bits."""
+    raw = bytearray(nib.Nifti2Image(np.zeros((2, 2, 2), np.int16), RAS).to_bytes())
+    raw[16:80] = struct.pack("<8q", len(shape), *shape, *[1] * (7 - len(shape)))
+    return bytes(raw)
+
+
+def good(array=VOXELS, affine=RAS):
+    return nib.Nifti1Image(array, affine).to_bytes()
+
+
+def patched(offset, format, *values):
+    """A good file with a header field changed."""
+    raw = bytearray(good())
+    struct.pack_into(format, raw, offset, *values)
+    return bytes(raw)
+
+
+BAD_FILES = {
+    "empty.nii": (b"", "not a readable NIfTI"),
+    "empty.nii.gz": (b"", "not a readable NIfTI"),
+    "text.nii.gz": (b"this is no scan", "not a readable NIfTI"),
+    "text.nii": (b"this is no scan" * 100, "not a readable NIfTI"),
+    "short.nii": (good()[:-20], "truncated"),
+    "short.nii.gz": (gzip.compress(good(LARGER))[:-200], "truncated"),
+    "zeros.nii.gz": (gzip.compress(good())[:400] + bytes(400), "damaged"),
+    "huge.nii": (claims(32767, 32767, 32767), "claims 32767 × 32767 × 32767"),
+    "huge.nii.gz": (gzip.compress(claims(32767, 32767, 32767)), "claims"),
+    "huge2.nii": (nifti2_claims(10**5, 10**5, 10**5), "claims 100000 × 100000 × 100000"),
+    "absurd.nii.gz": (gzip.compress(nifti2_claims(2**40, 2**40, 2**40)), "claims"),
+    "lying.nii.gz": (gzip.compress(claims(1000, 1000, 1000)), "claims 1000"),
+    "negative.nii": (claims(5, -6, 7), "claims"),
+    "type.nii": (patched(70, "<h", 246), "not a readable NIfTI"),
+    "offset.nii": (patched(108, "<f", 1e30), "damaged or truncated"),
+    "nowhere.nii": (patched(252, "<2h", 0, 0), "neither sform nor qform"),
+    "flat.nii": (patched(280, "<4f", 0, 0, 0, 0), "singular"),
+    "nan_affine.nii": (patched(280, "<f", np.nan), "singular"),
+    "metres.nii": (good(affine=np.diag([1e-3, 1e-3, 1e-3, 1])), "voxels measure"),
+    "2d.nii": (good(np.ones((5, 6), np.int16)), "3D"),
+    "4d.nii": (good(np.ones((*SHAPE, 3), np.int16)), "3D"),
+    "axial.nii": (good(np.ones((5, 6, 1), np.int16)), "single slice"),
+    "sagittal.nii": (good(np.ones((1, 6, 7), np.int16)), "single slice"),
+    "nan.nii": (good(np.full(SHAPE, np.nan, np.float32)), "NaN"),
+    "inf.nii": (good(np.full(SHAPE, np.inf, np.float32)), "NaN or infinite"),
+    "colour.nii": (good(np.zeros(SHAPE, [(c, "u1") for c in "RGB"])), "colours"),
+    "complex.nii": (good(np.zeros(SHAPE, np.complex64)), "complex"),
+    "scan.png": (b"\x89PNG", "not a known format"),
+    "text.mha": (b"this is no scan", "damaged"),
+    "text.nrrd": (b"NRRD0004\n", "damaged"),
+    "huge.mha": (
+        b"ObjectType = Image\nNDims = 3\nDimSize = 100000 100000 100000\n"
+        b"ElementType = MET_SHORT\nElementDataFile = LOCAL\n12",
+        "claims",
+    ),
+    "lost.mhd": (
+        b"ObjectType = Image\nNDims = 3\nDimSize = 5 6 7\n"
+        b"ElementType = MET_SHORT\nElementDataFile = lost.raw\n",
+        "damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_are_refused_in_one_sentence(tmp_path, name):
+    content, words = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    assert words in sentence(tmp_path / name)
+
+
+def test_missing_and_overlong_paths():
+    assert "no such file" in sentence(Path("nowhere.nii.gz"))
+    assert "no such file" in sentence(Path("x" * 5000 + ".nii"))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.full(SHAPE, 0.5, np.float32), np.full(SHAPE, -1, np.int16), VOXELS / 7],
+    ids=["half", "negative", "scan"],
+)
+def test_labels_must_be_whole(tmp_path, array):
+    path = write(tmp_path / "label.nii", array.astype(np.float32))
+    assert "whole numbers" in sentence(path, label=True)
+
+
+def test_damaged_headers_never_raise_anything_else(tmp_path):
+    """Random bytes in the header: read, or refused as `CaseError`."""
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        raw = bytearray(good())
+        for _ in range(rng.integers(1, 6)):
+            raw[rng.integers(0, 352)] = rng.integers(0, 256)
+        path = tmp_path / "fuzzed.nii"
+        path.write_bytes(raw)
+        try:
+            read_volume(path)
+        except CaseError:
+            refused += 1
+    assert refused > 30
+
+
+def pair(tmp_path, affine, array=VOXELS):
+    image = read_volume(write(tmp_path / "image.nii", VOXELS))
+    return image, read_volume(write(tmp_path / "label.nii", np.abs(array), affine), label=True)
+
+
+def test_grids_that_agree(tmp_path):
+    rounded = RAS.copy()
+    rounded[:3, 3] += 0.01
+    rounded[0, 0] *= 1.001
+    check_same_grid(*pair(tmp_path, rounded))
+    stored, affine = oriented("PIL")  # stored otherwise, in the same place
+    check_same_grid(*pair(tmp_path, affine, stored))
+
+
+@pytest.mark.parametrize("change", [(0, 3, 1.0), (0, 0, 0.2), (2, 3, 30)])
+def test_grids_that_differ(tmp_path, change):
+    row, column, by = change
+    affine = RAS.copy()
+    affine[row, column] += by
+    with pytest.raises(CaseError, match=r"label\.nii: lies up to .* mm away from .*image\.nii"):
+        check_same_grid(*pair(tmp_path, affine))
+    with pytest.raises(CaseError, match=r"label\.nii: its grid \(5, 6, 6\) differs"):
+        check_same_grid(*pair(tmp_path, RAS, VOXELS[..., :6]))

@@ -1,0 +1,216 @@
+"""The workflow, once from end to end on tiny settings, and what reruns after it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "tests" / "tiny.yaml"
+METHODS = {"occlusion", "lime", "rise"}
+
+
+def snakemake(directory, *arguments, root=ROOT, check=True):
+    """Run Snakemake on the project's Snakefile with its results in ``directory``."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--snakefile",
+            str(root / "Snakefile"),
+            "--directory",
+            str(directory),
+            *(("--cores", "2") if "--cores" not in arguments else ()),
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    output = done.stdout + done.stderr
+    if check:
+        assert done.returncode == 0, output[-8000:]
+    return output
+
+
+def planned(directory, *arguments, root=ROOT):
+    """Rules that a dry run would run, with the number of jobs of each."""
+    output = snakemake(directory, "--dry-run", *arguments, root=root)
+    stats = re.search(r"Job stats:\n.*?\n-+\s+-+\n(.*?)\n\n", output, re.S)
+    if stats is None:
+        assert "Nothing to be done" in output, output[-3000:]
+        return {}
+    rows = (line.split() for line in stats.group(1).splitlines())
+    return {name: int(count) for name, count in rows if name not in ("total", "all")}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A finished tiny study."""
+    directory = tmp_path_factory.mktemp("a study with spaces")
+    snakemake(directory, "--configfile", str(TINY))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def results(study):
+    return study / "results" / "tiny"
+
+
+@pytest.fixture
+def overlay(study, tmp_path):
+    """Plans the finished study with keys changed."""
+
+    def plan(**changes):
+        config = yaml.safe_load(TINY.read_text())
+        for dotted, value in changes.items():
+            *sections, key = dotted.split("__")
+            node = config
+            for section in sections:
+                node = node.setdefault(section, {})
+            node[key] = value
+        path = tmp_path / "changed.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return planned(study, "--configfile", str(path))
+
+    return plan
+
+
+def test_explanations_hold_a_row_for_everything(results):
+    table = pd.read_parquet(results / "metrics/explanations.parquet")
+    primary = table[table.primary]
+    assert set(primary.method) == METHODS
+    assert set(primary.guidance) == {"full", "roi", "roi_reference", "roi_body"}
+    assert len(primary) == 3 * 5 * 3 * 4
+    assert not primary.duplicated(["case", "slice", "organ", "method", "guidance"]).any()
+    done = table[table.skipped.isna()]
+    assert len(done) > 0
+    assert done.seconds_total.gt(0).all()
+    phases = done.filter(regex="^seconds_(perturb|encode|decode|aggregate)$").sum(axis=1)
+    assert (phases <= done.seconds_total * 1.05).all()
+    for column in ("fidelity_dice", "localization_dice_pred", "rho"):
+        assert done[column].dropna().between(0, 1).all(), column
+
+
+def test_guidance_saves_forwards(results):
+    table = pd.read_parquet(results / "metrics/explanations.parquet")
+    table = table[table.skipped.isna() & table.primary & (table.method == "occlusion")]
+    assert table[table.guidance == "full"].rho.eq(1).all()
+    assert table[table.guidance == "roi"].rho.lt(1).all()
+
+
+def test_localizer_and_segmenter_tables(results):
+    localizer = pd.read_parquet(results / "metrics/localizer.parquet")
+    assert {"case", "class", "dice", "auc_roc", "variant"} <= set(localizer)
+    assert set(localizer.variant) == {"text", "no_text"}
+    segmenter = pd.read_parquet(results / "metrics/segmenter.parquet")
+    assert set(segmenter.prompt) == {"roi", "reference"}
+    assert segmenter.dice.dropna().between(0, 1).all()
+
+
+def test_tables_and_figures(results):
+    for name in ("table2", "table3", "table3_variants"):
+        assert len(pd.read_csv(results / f"tables/{name}.csv")) > 0
+        assert (results / f"tables/{name}.md").read_text().count("|") > 10
+    figures = {path.stem for path in (results / "figures").glob("*.png")}
+    assert {f"figure{number:02d}" for number in range(2, 14)} == {name[:8] for name in figures} - {
+        "training"
+    }
+    assert all(path.stat().st_size > 5000 for path in (results / "figures").glob("*.png"))
+
+
+def test_maps_lie_on_the_source_grid(results):
+    maps = sorted((results / "maps").glob("*/*_occlusion_full.nii.gz"))
+    assert maps
+    for path in maps:
+        image = nib.load(path)
+        source = nib.load(results / "raw" / f"{path.parent.name}.nii.gz")
+        assert image.shape == source.shape
+        np.testing.assert_allclose(image.affine, source.affine)
+        assert np.isfinite(image.get_fdata()).any()
+
+
+def test_provenance_names_what_made_the_tables(results):
+    provenance = json.loads((results / "provenance.json").read_text())
+    assert {"versions", "device", "precision", "weights", "seed", "commit", "config"} <= set(
+        provenance
+    )
+    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in provenance["weights"].values())
+
+
+def test_nothing_is_left_to_do(overlay):
+    assert overlay() == {}
+
+
+TABLES3 = {"metrics", "skipped", "table2", "table3", "provenance"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"methods__lime__samples": 9},
+            {
+                "score": 4 * 2,
+                "attribute": 4 * 2,
+                "maps": 4 * 2,
+                "metrics": 1,
+                "skipped": 1,
+                "table2": 1,
+                "table3": 1,
+                "provenance": 1,
+                "figure03_lime_superpixels": 1,
+                "figure08_comparison": 1,
+                "figure11_lime_distributions": 1,
+                "figure12_lime_stages": 1,
+            },
+        ),
+        ({"statistics__resamples": 300}, {"table2": 1, "table3": 1, "provenance": 1}),
+        ({"explain__methods": ["occlusion", "lime", "rise"]}, {}),
+    ],
+    ids=["lime.samples", "statistics", "nothing"],
+)
+def test_a_changed_key_reruns_what_reads_it(overlay, changes, expected):
+    assert overlay(**changes) == expected
+
+
+def test_an_edited_module_reruns_its_importers(study, tmp_path):
+    copy = tmp_path / "project"
+    for name in ("rules", "scripts", "envs", "config", "profiles", "docs", "resources"):
+        shutil.copytree(ROOT / name, copy / name)
+    shutil.copy(ROOT / "Snakefile", copy)
+    assert planned(study, "--configfile", str(TINY), root=copy) == {}
+    module = copy / "scripts/xaiclip/explain/rise.py"
+    module.write_text(module.read_text() + "\n# edited\n")
+    plan = planned(study, "--configfile", str(TINY), root=copy)
+    assert plan["score"] == plan["attribute"] == 4 * 2
+    assert "train_localizer" not in plan
+    assert "segment" not in plan
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"run": "x", "roi": {"sigm": 1}}, ["roi.sigm", "sigma"]),
+        ({"run": "x", "data": {"source": "sheet", "sheet": "none.tsv"}}, ["none.tsv"]),
+        ({"run": "x", "localizer": {"weights": "none.safetensors"}}, ["localizer.weights"]),
+    ],
+)
+def test_a_wrong_config_stops_before_the_first_job(tmp_path, config, words):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(config))
+    output = snakemake(tmp_path, "--configfile", str(path), check=False)
+    assert all(word in output for word in words), output
+    assert "Traceback" not in output
+    assert not (tmp_path / "results").exists()
