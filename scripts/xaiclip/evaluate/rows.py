@@ -116,7 +116,7 @@ def explanation_rows(
 def _gflops(
     cost: Mapping[str, Any], n_forwards: float, n_organs: float, localizer: bool
 ) -> dict[str, float]:
-    """The decoder treats each pair of image and organ by itself, so its cost is linear in organs."""
+    """The decoder treats each pair of image and organ by itself: it is linear in organs."""
     share = n_organs / cost["decoded_organs"]
     return {
         column: n_forwards * (cost["encode"][count] + share * cost["decode"][count])
