@@ -224,7 +224,7 @@ def test_bad_dicom_folders(tmp_path):
     lost = write_dicom(tmp_path / "lost")
     for file in lost.iterdir():  # the tag's element becomes another one
         raw = file.read_bytes()
-        file.write_bytes(raw.replace(b"\x20\x00\x32\x00DS", b"\x20\x00\x33\x00DS"))
+        file.write_bytes(raw.replace(b"\x20\x00\x32\x00", b"\x20\x00\x33\x00"))
     assert "no image position" in sentence(lost)
 
 

@@ -1,0 +1,253 @@
+"""Preprocessing: the equations, the letterbox and its inverse, and nothing out of nothing."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from xaiclip.data.slices import Slice
+from xaiclip.data.volumes import Geometry
+from xaiclip.preprocess import (
+    Letterbox,
+    PreprocessSettings,
+    enhance,
+    load_preprocessed,
+    preprocess,
+    preprocess_slices,
+    save_preprocessed,
+    to_grey,
+)
+
+SETTINGS = PreprocessSettings()
+shapes = st.tuples(st.integers(1, 300), st.integers(1, 300))
+small = st.tuples(st.integers(1, 64), st.integers(1, 64))
+images = hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)))
+
+
+def scan(shape=(180, 240), seed=0):
+    """A bright ellipse with structure on black."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    inside = np.hypot((y / shape[0] - 0.5) / 0.4, (x / shape[1] - 0.5) / 0.45) < 1
+    grey = 120 + 40 * np.sin(x / 9) + 20 * np.cos(y / 5) + rng.normal(0, 5, shape)
+    return np.where(inside, grey, 0).clip(0, 255).astype(np.uint8)
+
+
+# letterbox
+
+
+@settings(deadline=None)
+@given(shapes, st.integers(1, 256))
+def test_letterbox_fits_and_keeps_the_aspect(shape, size):
+    box = Letterbox.fit(shape, size)
+    assert max(box.height, box.width) == size
+    assert 0 <= box.top <= size - box.height - box.top <= box.top + 1
+    assert 0 <= box.left <= size - box.width - box.left <= box.left + 1
+    scale = size / max(shape)
+    assert abs(box.height - max(1, shape[0] * scale)) <= 0.5
+    assert abs(box.width - max(1, shape[1] * scale)) <= 0.5
+
+
+@settings(deadline=None)
+@given(st.data(), small, st.integers(64, 100))
+def test_a_mask_that_is_enlarged_comes_back_as_it_was(data, shape, size):
+    mask = data.draw(hnp.arrays(np.bool_, shape))
+    box = Letterbox.fit(shape, size)
+    square = box.apply(mask, nearest=True)
+    assert square.dtype == bool
+    assert square.shape == (size, size)
+    np.testing.assert_array_equal(box.invert(square, nearest=True), mask)
+
+
+@settings(deadline=None)
+@given(st.integers(40, 300), st.integers(40, 300), st.data())
+def test_a_mask_that_is_reduced_comes_back_to_a_pixel(height, width, data):
+    box = Letterbox.fit((height, width), 64)
+    pixel = max(height, width) / 64
+    y0 = data.draw(st.integers(0, height - 10))
+    x0 = data.draw(st.integers(0, width - 10))
+    y1 = data.draw(st.integers(y0 + int(2 * pixel) + 1, max(height, y0 + int(2 * pixel) + 1)))
+    x1 = data.draw(st.integers(x0 + int(2 * pixel) + 1, max(width, x0 + int(2 * pixel) + 1)))
+    mask = np.zeros((height, width), bool)
+    mask[y0:y1, x0:x1] = True
+    back = box.invert(box.apply(mask, nearest=True), nearest=True)
+    rows, columns = np.flatnonzero(back.any(1)), np.flatnonzero(back.any(0))
+    found = [rows[0], rows[-1] + 1, columns[0], columns[-1] + 1]
+    wanted = [y0, min(y1, height), x0, min(x1, width)]
+    assert np.abs(np.subtract(found, wanted)).max() <= pixel + 1
+
+
+@settings(deadline=None)
+@given(
+    shapes,
+    st.integers(1, 256),
+    hnp.arrays(np.float32, (3, 4), elements=st.floats(0, 300, width=32)),
+)
+def test_boxes_there_and_back(shape, size, boxes):
+    letterbox = Letterbox.fit(shape, size)
+    there = letterbox.box_to_square(boxes)
+    assert there.dtype == np.float32
+    np.testing.assert_allclose(letterbox.box_from_square(there), boxes, atol=0.05, rtol=1e-3)
+    whole = letterbox.box_to_square(np.array([0, 0, shape[1], shape[0]], np.float32))
+    end = [letterbox.left + letterbox.width, letterbox.top + letterbox.height]
+    np.testing.assert_allclose(whole, [letterbox.left, letterbox.top, *end])
+
+
+def test_boxes_and_masks_agree():
+    letterbox = Letterbox.fit((120, 60), 240)
+    mask = np.zeros((120, 60), bool)
+    mask[30:50, 10:25] = True
+    square = letterbox.apply(mask, nearest=True)
+    x0, y0, x1, y1 = letterbox.box_to_square(np.array([10, 30, 25, 50])).astype(int)
+    assert square[y0:y1, x0:x1].all()
+    assert square.sum() == (y1 - y0) * (x1 - x0)
+
+
+def test_interpolation_and_padding():
+    image = scan((400, 300))
+    box = Letterbox.fit(image.shape, 200)
+    square = box.apply(image)
+    np.testing.assert_array_equal(
+        box.crop(square), cv2.resize(image, (150, 200), interpolation=cv2.INTER_AREA)
+    )
+    assert not square[:, : box.left].any()
+    assert not square[:, box.left + box.width :].any()
+    assert (box.apply(image, fill=9)[:, 0] == 9).all()
+    larger = Letterbox.fit((100, 100), 200).apply(image[:100, :100])
+    np.testing.assert_array_equal(
+        larger, cv2.resize(image[:100, :100], (200, 200), interpolation=cv2.INTER_LINEAR)
+    )
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (0,)])
+def test_stacks_of_maps_go_back(lead):
+    maps = np.random.default_rng(0).random((*lead, 32, 32)).astype(np.float32)
+    box = Letterbox.fit((48, 60), 32)
+    back = box.invert(maps)
+    assert back.shape == (*lead, 48, 60)
+    assert back.dtype == np.float32
+    assert back.size == 0 or 0 <= back.min() <= back.max() <= 1
+
+
+# equations
+
+
+def reference(image, background_threshold, low, high):
+    """Equations 1 to 4, pixel by pixel, and OpenCV's CLAHE."""
+    foreground = [int(v) for v in image.ravel() if not v < background_threshold]
+    p_low, p_high = np.percentile(foreground, [low, high])
+    stretched = np.zeros(image.shape)
+    for at, value in np.ndenumerate(image):
+        if value >= p_high:
+            stretched[at] = 255
+        elif value > p_low:
+            stretched[at] = 255 * (value - p_low) / (p_high - p_low)
+    clahe = cv2.createCLAHE(2.0, (8, 8)).apply(np.rint(stretched).astype(np.uint8))
+    return np.where(image < background_threshold, image, clahe)
+
+
+@pytest.mark.parametrize("threshold", [10, 100, 0])
+def test_enhancement_is_equations_1_to_8(threshold):
+    image = scan((64, 64))
+    image[:4] = 7  # background that is not black
+    settings = PreprocessSettings(background_threshold=threshold)
+    np.testing.assert_array_equal(enhance(image, settings), reference(image, threshold, 5, 95))
+    whole = replace(settings, foreground=False)
+    np.testing.assert_array_equal(enhance(image, whole), reference(image, 0, 5, 95))
+
+
+@settings(deadline=None)
+@given(images)
+def test_background_keeps_its_value_and_the_foreground_decides_alone(image):
+    got = enhance(image)
+    background = image < SETTINGS.background_threshold
+    assert got.dtype == np.uint8
+    np.testing.assert_array_equal(got[background], image[background])
+    # other grey values in the background change nothing in the stretched foreground
+    plain = PreprocessSettings(clip=0)
+    other = np.where(background, 3, image).astype(np.uint8)
+    np.testing.assert_array_equal(
+        enhance(other, plain)[~background], enhance(image, plain)[~background]
+    )
+
+
+@settings(deadline=None)
+@given(images)
+def test_stretching_keeps_the_order(image):
+    got = enhance(image, PreprocessSettings(clip=0, foreground=False))
+    order = np.argsort(image, axis=None)
+    assert (np.diff(got.ravel()[order].astype(int)) >= 0).all()
+
+
+@settings(deadline=None)
+@given(small, st.integers(0, 255))
+def test_constant_slices_stay_constant(shape, value):
+    image = np.full(shape, value, np.uint8)
+    np.testing.assert_array_equal(enhance(image), image)
+    square, box = preprocess(image)
+    assert (box.crop(square) == value).all()
+    assert set(np.unique(square)) <= {0, value}
+
+
+@pytest.mark.parametrize("value", [0, 9, 10, 200])
+def test_a_constant_body_on_black_is_left_alone(value):
+    image = np.zeros((64, 64), np.uint8)
+    image[16:48, 16:48] = value
+    np.testing.assert_array_equal(enhance(image), image)
+
+
+def test_contrast_rises():
+    image = (scan() * 0.2 + (scan() > 0) * 90).astype(np.uint8)
+    body = image > 10
+    assert enhance(image)[body].std() > 2 * image[body].std()
+
+
+# the whole
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (101, 122), (60, 400), (1, 1), (2, 500)])
+def test_any_shape(shape):
+    square, box = preprocess(scan(shape))
+    assert square.shape == (224, 224)
+    assert square.dtype == np.uint8
+    assert box.shape == shape
+
+
+def test_colour_becomes_grey_by_bt601():
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    luminance = rgb @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(to_grey(rgb) - luminance).max() <= 1
+    grey = scan()
+    np.testing.assert_array_equal(to_grey(np.dstack([grey] * 3)), grey)
+    np.testing.assert_array_equal(preprocess(np.dstack([grey] * 3))[0], preprocess(grey)[0])
+
+
+def slices(count=6):
+    geometry = Geometry(np.eye(4), (240, 180, 20))
+    label = (scan() > 0).astype(np.uint8) * 4
+    return [
+        Slice("case", k, "CT", scan(seed=k), label if k % 2 else None, geometry)
+        for k in range(count)
+    ]
+
+
+def test_a_batch_does_not_depend_on_threads(tmp_path):
+    one, four = preprocess_slices(slices(), threads=1), preprocess_slices(slices(), threads=4)
+    assert [piece.key for piece in four] == [f"case/{k}" for k in range(6)]
+    for a, b, item in zip(one, four, slices(), strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.image, preprocess(item.image)[0])
+        assert a.on_slice_grid().shape == item.image.shape
+        if item.label is not None:
+            assert set(np.unique(a.label)) == {0, 4}
+    save_preprocessed(tmp_path / "batch.npz", one)
+    got = load_preprocessed(tmp_path / "batch.npz")
+    for a, b in zip(got, one, strict=True):
+        assert a.letterbox == b.letterbox
+        assert (a.case, a.index, a.label is None) == (b.case, b.index, b.label is None)
+        np.testing.assert_array_equal(a.image, b.image)

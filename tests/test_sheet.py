@@ -1,0 +1,110 @@
+"""The sample sheet: what is read, and what is wrong in which row and column."""
+
+import pytest
+
+from xaiclip.data.sheet import Case, read_sheet
+from xaiclip.errors import ConfigError
+
+HEADER = "case\timage\tlabel\tmodality\tsplit"
+
+
+@pytest.fixture
+def sheet(tmp_path):
+    """Writes a sheet beside the files that it may name."""
+    folder = tmp_path / "Studie ü mit Leerzeichen"
+    (folder / "Bilder").mkdir(parents=True)
+    for name in ("a.nii.gz", "a_labels.nii.gz", "Bilder/b c ü.nii.gz"):
+        (folder / name).touch()
+
+    def write(*lines, newline="\n", encoding="utf-8"):
+        path = folder / "sheet.tsv"
+        path.write_bytes(newline.join(lines).encode(encoding))
+        return path
+
+    return write
+
+
+GOOD = "a.1\ta.nii.gz\ta_labels.nii.gz\tCT\ttrain"
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_good_sheet(sheet, newline, encoding):
+    path = sheet(
+        HEADER + "\tbatch",
+        GOOD + "\tnight-1",
+        "",
+        "b_2\tBilder/b c ü.nii.gz\t\tMR\ttest",
+        "folder\tBilder\t\tMR\ttest\t",
+        newline=newline,
+        encoding=encoding,
+    )
+    folder = path.parent
+    assert read_sheet(path) == [
+        Case("a.1", folder / "a.nii.gz", folder / "a_labels.nii.gz", "CT", "train", "night-1"),
+        Case("b_2", folder / "Bilder/b c ü.nii.gz", None, "MR", "test"),
+        Case("folder", folder / "Bilder", None, "MR", "test"),
+    ]
+
+
+def test_columns_in_any_order_and_absolute_paths(sheet, tmp_path):
+    (tmp_path / "elsewhere.nii").touch()
+    path = sheet(
+        "split\tcase\tmodality\tlabel\timage", f"test\tx\tCT\t\t{tmp_path / 'elsewhere.nii'}"
+    )
+    assert read_sheet(path)[0].image == tmp_path / "elsewhere.nii"
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([], ["is empty"]),
+        (["", ""], ["is empty"]),
+        ([HEADER], ["lists no case"]),
+        (["case\timage\tmodality\tsplit"], ["lacks the column 'label'"]),
+        ([HEADER.replace("\t", ",")], ["lacks the column 'case'", "tabs"]),
+        ([HEADER + "\tage"], ["unknown or repeated column 'age'"]),
+        ([HEADER + "\tcase"], ["unknown or repeated column 'case'"]),
+        ([HEADER + "\t"], ["unknown or repeated column ''"]),
+        ([HEADER, GOOD, GOOD], ["row 3", "'a.1' stands there twice"]),
+        ([HEADER, GOOD + "\tmore"], ["row 2", "6 cells instead of 5"]),
+        ([HEADER, "", GOOD.replace("CT", "PET")], ["row 3", "'modality'", "'PET'", "CT or MR"]),
+        ([HEADER, GOOD.replace("CT", "ct")], ["row 2", "'modality'", "'ct'"]),
+        ([HEADER, GOOD.replace("train", "validation")], ["row 2", "'split'", "train or test"]),
+        ([HEADER, "a\ta.nii.gz"], ["row 2", "'modality'", "''"]),
+        ([HEADER, GOOD.replace("a.nii", "lost.nii")], ["row 2", "'image'", "lost.nii.gz"]),
+        ([HEADER, GOOD.replace("a_labels", "lost")], ["row 2", "'label'", "lost.nii.gz"]),
+        ([HEADER, GOOD.replace("a.nii.gz", "", 1)], ["row 2", "'image'", "empty"]),
+        ([HEADER, GOOD.replace("a.nii.gz", "x" * 5000, 1)], ["row 2", "'image'", "no file"]),
+        ([HEADER + "\tbatch", GOOD + "\ta/b"], ["row 2", "'batch'", "'a/b'"]),
+        ([HEADER, GOOD + "x" * 200_000], ["not a table"]),
+    ],
+)
+def test_a_bad_sheet_is_refused_with_row_and_column(sheet, lines, words):
+    path = sheet(*lines)
+    with pytest.raises(ConfigError) as caught:
+        read_sheet(path)
+    text = str(caught.value)
+    assert str(path) in text
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "..", "../../x", "/etc/x", ".hidden", "a b", "ä", "a/b", "a\\b", "a*", "a\x85b", "~"],
+)
+def test_unsafe_case_names(sheet, name):
+    with pytest.raises(ConfigError, match="row 2, column 'case'"):
+        read_sheet(sheet(HEADER, GOOD.replace("a.1", name)))
+
+
+def test_files_that_are_no_sheet(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_sheet(tmp_path / "nowhere.tsv")
+    for content in (b"\xff\xfe\x00bad", b"case\0image", bytes(range(256))):
+        (tmp_path / "binary.tsv").write_bytes(content)
+        with pytest.raises(ConfigError, match="not a"):
+            read_sheet(tmp_path / "binary.tsv")
+    with pytest.raises(ConfigError, match="not a"):
+        read_sheet(tmp_path)

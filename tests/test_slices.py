@@ -1,0 +1,255 @@
+"""Slices: windows, labels, which ones are taken, what is left out and why, and their file."""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from xaiclip.data.sheet import Case
+from xaiclip.data.slices import (
+    choose_slices,
+    load_slices,
+    map_labels,
+    restore_slices,
+    save_slices,
+    take_slices,
+    window_ct,
+    window_mr,
+)
+from xaiclip.data.volumes import Geometry, Volume
+from xaiclip.errors import CaseError, Skip
+from xaiclip.organs import FLARE22, SIX_CLASSES
+
+LPS = np.diag([-2.0, -2.0, 5.0, 1.0])
+SETTINGS = {
+    "classes": list(SIX_CLASSES),
+    "labels": dict(FLARE22),
+    "window": {"level": 40, "width": 400},
+    "percentiles": {"low": 0.5, "high": 99.5},
+    "policy": "middle_labelled",
+    "index": None,
+    "every": 1,
+}
+
+
+@pytest.fixture
+def case(tmp_path):
+    """A scan stored LPS: liver in slices 7 to 10 of 12, so none in the middle slice.
+
+    The liver lies at the patient's right, so at low indices of the stored array.
+    """
+    rng = np.random.default_rng(0)
+    image = rng.integers(-200, 300, (20, 16, 12)).astype(np.int16)
+    label = np.zeros(image.shape, np.uint8)
+    label[2:8, 4:9, 7:11] = 1
+    label[12:15, 4:9, 9:11] = 3  # spleen
+    label[9:11, 4:9, 2:11] = 5  # aorta: no class
+    nib.save(nib.Nifti1Image(image, LPS), tmp_path / "image.nii.gz")
+    nib.save(nib.Nifti1Image(label, LPS), tmp_path / "label.nii.gz")
+    return Case("case", tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", "CT", "test")
+
+
+def take(case, **settings):
+    return take_slices(case, {**SETTINGS, **settings})
+
+
+def test_window_ct():
+    hu = np.array([-3000, -160, 40, 240, 3000], np.int16)
+    assert window_ct(hu).tolist() == [0, 0, 128, 255, 255]
+    assert window_ct(np.array([0.0, 50, 100]), 50, 100).tolist() == [0, 128, 255]
+
+
+def test_window_mr_uses_percentiles_of_the_non_zero_voxels():
+    volume = np.zeros((10, 10, 11))
+    volume.ravel()[:1001] = np.arange(1001)
+    grey = window_mr(volume, 10, 90)
+    assert grey[volume < 100].max() == 0
+    assert grey[volume > 902].min() == 255
+    assert abs(int(grey.ravel()[500]) - 127) <= 1
+
+
+@pytest.mark.parametrize("value", [0, 7, -3])
+def test_window_mr_of_a_constant_volume_is_black(value):
+    assert not window_mr(np.full((4, 4, 4), value, np.float32)).any()
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays(np.float32, (3, 4, 5), elements=st.floats(-1e6, 1e6, width=32)),
+)
+def test_windows_keep_the_order_of_grey_values(volume):
+    order = np.argsort(volume, axis=None)
+    for grey in (window_ct(volume), window_mr(volume)):
+        assert grey.dtype == np.uint8
+        assert (np.diff(grey.ravel()[order].astype(int)) >= 0).all()
+
+
+def labelled(*ids):
+    array = np.array(ids, np.int32).reshape(1, 1, -1)
+    return Volume(array, Geometry(np.eye(4), array.shape), "label.nii")
+
+
+def test_labels_become_class_indices():
+    mapped = map_labels(labelled(0, 1, 2, 3, 4, 13, 5), FLARE22, SIX_CLASSES)
+    assert mapped.dtype == np.uint8
+    assert mapped.ravel().tolist() == [0, 1, 2, 4, 5, 3, 0]
+    with pytest.raises(CaseError, match=r"label\.nii: holds the label ids 14, 2000000000, which"):
+        map_labels(labelled(0, 1, 14, 2_000_000_000), FLARE22, SIX_CLASSES)
+
+
+def filled(depth, *indices):
+    labels = np.zeros((2, 2, depth), np.uint8)
+    labels[0, 0, list(indices)] = 1
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("policy", "labels", "options", "chosen"),
+    [
+        ("middle", None, {}, [5]),
+        ("middle", filled(10, 1), {}, [5]),
+        ("index", None, {"index": 0}, [0]),
+        ("index", None, {"index": 9}, [9]),
+        ("middle_labelled", filled(10, 6, 7, 8), {}, [7]),
+        ("middle_labelled", filled(10, 1, 2, 8), {}, [2]),  # the very middle, 4, is empty
+        ("all", filled(10, 2, 3, 5, 8), {"every": 2}, [2, 5]),
+        ("all", None, {"every": 4}, [0, 4, 8]),
+    ],
+)
+def test_policies(policy, labels, options, chosen):
+    assert choose_slices(policy, 10, labels, **options) == chosen
+
+
+@pytest.mark.parametrize(
+    ("policy", "labels", "options", "words"),
+    [
+        ("index", None, {"index": 10}, "no slice 10"),
+        ("index", None, {"index": -1}, "no slice -1"),
+        ("index", None, {}, "no slice None"),
+        ("middle_labelled", None, {}, "needs"),
+        ("middle_labelled", filled(10), {}, "none of the wanted organs"),
+        ("all", filled(10), {}, "none of the wanted organs"),
+    ],
+)
+def test_policies_that_pick_nothing(policy, labels, options, words):
+    with pytest.raises(CaseError, match=words):
+        choose_slices(policy, 10, labels, **options)
+
+
+def test_unknown_policy():
+    with pytest.raises(ValueError, match="unknown slice policy 'best'"):
+        choose_slices("best", 10, None)
+
+
+def test_taken_slices(case):
+    (one,), skips = take(case)
+    assert (one.case, one.index, one.modality, one.key) == ("case", 8, "CT", "case/8")
+    assert one.image.shape == one.label.shape == (16, 20)
+    assert one.image.dtype == one.label.dtype == np.uint8
+    assert one.spacing == (2, 2)
+    # LPS is the display's own order: columns from the patient's right, rows from the front
+    stored = nib.load(case.image).get_fdata()[:, :, 8].T
+    np.testing.assert_array_equal(one.image, window_ct(stored))
+    assert np.argwhere(one.label == 1)[:, 1].max() < 10  # the liver is at the right, shown left
+    assert {skip.organ for skip in skips} == set(SIX_CLASSES[2:])
+    assert all((skip.case, skip.stage, skip.slice) == ("case", "slices", 8) for skip in skips)
+    assert len(take(case, policy="all", every=2)[0]) == 2
+
+
+def test_a_slice_without_a_wanted_organ_is_left_out(case):
+    slices, (skip,) = take(case, policy="middle")
+    assert slices == []
+    assert skip.slice == 6
+    assert skip.organ is None
+    assert "none of the wanted organs" in skip.reason
+
+
+def test_without_label_every_slice_with_content_is_taken(case):
+    unlabelled = replace(case, label=None)
+    slices, skips = take(unlabelled, policy="all", every=5)
+    assert [one.index for one in slices] == [0, 5, 10]
+    assert all(one.label is None for one in slices)
+    assert skips == []
+    _, (skip,) = take(unlabelled)
+    assert "image.nii.gz: has no label" in skip.reason
+
+
+def test_a_constant_slice_is_left_out(case):
+    image = nib.load(case.image)
+    array = np.asarray(image.dataobj).copy()
+    array[:, :, 3] = -1000
+    nib.save(nib.Nifti1Image(array, LPS), case.image)
+    slices, (skip,) = take(replace(case, label=None), policy="index", index=3)
+    assert slices == []
+    assert skip.slice == 3
+    assert "constant" in skip.reason
+
+
+def test_mr(case):
+    (one,), _ = take(replace(case, modality="MR"))
+    assert one.image.min() == 0
+    assert one.image.max() == 255
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda case: case.image.unlink(), "image.nii.gz: there is no such file"),
+        (lambda case: case.image.write_bytes(b"x"), "image.nii.gz: not a readable NIfTI"),
+        (lambda case: case.label.write_bytes(b"x"), "label.nii.gz: not a readable NIfTI"),
+        (
+            lambda case: nib.save(nib.Nifti1Image(np.ones((20, 16, 5)), LPS), case.label),
+            "label.nii.gz: its grid (20, 16, 5) differs",
+        ),
+        (
+            lambda case: nib.save(nib.Nifti1Image(np.full((20, 16, 12), 99.0), LPS), case.label),
+            "label.nii.gz: holds the label ids 99",
+        ),
+        (
+            lambda case: nib.save(nib.Nifti1Image(np.zeros((20, 16, 12)), LPS), case.label),
+            "none of the wanted organs",
+        ),
+    ],
+)
+def test_a_bad_case_is_left_out_with_its_reason(case, spoil, words):
+    spoil(case)
+    slices, (skip,) = take(case)
+    assert slices == []
+    assert (skip.case, skip.stage, skip.slice, skip.organ) == ("case", "slices", None, None)
+    assert words in skip.reason
+
+
+def test_maps_go_back_to_the_scan(case):
+    slices, _ = take(case, policy="all")
+    back = restore_slices({one.index: one.label for one in slices}, slices[0])
+    label = nib.load(case.label)
+    np.testing.assert_array_equal(back.affine, label.affine)
+    ids = np.asarray(label.dataobj)
+    got = back.get_fdata()
+    assert np.isnan(got[:, :, :7]).all()
+    np.testing.assert_array_equal(got[:, :, 7:11] == 1, ids[:, :, 7:11] == 1)
+    np.testing.assert_array_equal(got[:, :, 7:11] == 4, ids[:, :, 7:11] == 3)
+
+
+def test_file_of_a_batch(case, tmp_path):
+    slices, skips = take(case, policy="all")
+    slices += take(replace(case, name="other", label=None), policy="middle")[0]
+    save_slices(tmp_path / "batch.npz", slices, skips)
+    got, got_skips = load_slices(tmp_path / "batch.npz")
+    assert got_skips == skips
+    assert [one.key for one in got] == [one.key for one in slices]
+    for a, b in zip(got, slices, strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.geometry.affine, b.geometry.affine)
+        assert a.geometry.shape == b.geometry.shape
+        assert a.modality == b.modality
+        if b.label is None:
+            assert a.label is None
+        else:
+            np.testing.assert_array_equal(a.label, b.label)
+    save_slices(tmp_path / "empty.npz", [], [Skip("x", "slices", "why")])
+    assert load_slices(tmp_path / "empty.npz") == ([], [Skip("x", "slices", "why")])
