@@ -31,7 +31,8 @@ workflow-lint:
 	$(BIN)/snakemake --cores 1 --dry-run --quiet all
 
 unit:
-	$(BIN)/pytest --cov --cov-report=term --cov-fail-under=85
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \
+	  $(BIN)/pytest -n auto --dist loadfile --cov --cov-report=term --cov-fail-under=85
 
 # Everything of a run in one page, with captions: open report.html
 report: $(VENV)/.run

@@ -197,6 +197,7 @@ for figure in FIGURES:
                 "classes": config["classes"],
                 "case": config["figures"]["case"],
                 "organ": config["figures"]["organ"],
+                "prompt": config["explain"]["prompt"],
                 "dpi": config["figures"]["dpi"],
             },
             code=code("figure.py"),

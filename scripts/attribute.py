@@ -8,7 +8,7 @@ with job(snakemake) as log:
 
     from xaiclip.data.slices import load_slices
     from xaiclip.device import set_threads
-    from xaiclip.evaluate.rows import explanation_rows
+    from xaiclip.evaluate.rows import GUIDANCES, explanation_rows, unreached
     from xaiclip.evaluate.schema import EXPLANATIONS, write_table
     from xaiclip.explain.attribution import save_attributions, to_canonical_mask
     from xaiclip.explain.runner import attribute_slice
@@ -51,6 +51,19 @@ with job(snakemake) as log:
             seconds_roi=localization["seconds"].get(item.key),
             cost=cost,
         )
+    guidance, source = GUIDANCES[cfg["guidance"]]
+    rows += [
+        {
+            **case,
+            "organ": organ,
+            "method": cfg["method"],
+            "guidance": guidance,
+            "roi_source": source,
+            "primary": True,
+        }
+        for case in unreached(cfg["cases"], slices, left_out)
+        for organ in cfg["organs"]
+    ]
     log.info("%d maps", len(maps))
     save_attributions(snakemake.output.maps, maps)
     write_table(snakemake.output.rows, rows, EXPLANATIONS)

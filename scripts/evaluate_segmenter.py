@@ -5,14 +5,21 @@ from _job import job
 with job(snakemake) as log:
     from xaiclip.data.slices import load_slices
     from xaiclip.evaluate.overlap import dice, iou, surface_distances
+    from xaiclip.evaluate.rows import unreached
     from xaiclip.evaluate.schema import SEGMENTER, write_table
     from xaiclip.files import load_arrays
 
     cfg = snakemake.params.cfg
     classes = ["background", *cfg["organs"]]
     masks, _ = load_arrays(snakemake.input.segmentation)
-    rows = []
-    for item in load_slices(snakemake.input.slices)[0]:
+    slices, left_out = load_slices(snakemake.input.slices)
+    rows = [
+        {**case, "organ": organ, "prompt": prompt}
+        for case in unreached(cfg["cases"], slices, left_out)
+        for organ in cfg["organs"]
+        for prompt in ("roi", "reference")
+    ]
+    for item in slices:
         for organ in cfg["organs"]:
             for prompt in ("roi", "reference"):
                 row = {

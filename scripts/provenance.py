@@ -6,7 +6,7 @@ with job(snakemake):
     import json
     import platform
     import subprocess
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
     from pathlib import Path
 
     from xaiclip.files import sha256, write_json
@@ -19,6 +19,12 @@ with job(snakemake):
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
         )
         return done.stdout.strip() if done.returncode == 0 else None
+
+    def installed(package):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
 
     changes = git("status", "--porcelain", "--untracked-files=no")
     cost = json.loads(Path(snakemake.input.cost).read_text())
@@ -38,7 +44,7 @@ with job(snakemake):
             "python": platform.python_version(),
             "system": platform.platform(),
             "processor": platform.processor() or platform.machine(),
-            "versions": {name: version(name) for name in packages},
+            "versions": {name: installed(name) for name in packages},
             "device": cost["device"],
             "precision": cost["precision"],
             "weights": weights,

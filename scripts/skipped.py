@@ -18,7 +18,8 @@ with job(snakemake) as log:
     for path in snakemake.input.segmentation:
         skips += [Skip(**skip) for skip in load_arrays(path)[1]["skips"]]
     rows = pd.read_parquet(snakemake.input.explanations)
-    rows = rows[rows["skipped"].notna()]
+    # a row without a slice stands for a case that the slices' own skips tell of
+    rows = rows[rows["skipped"].notna() & rows["slice"].notna()]
     skips += [
         Skip(
             row.case,

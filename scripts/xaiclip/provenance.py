@@ -54,6 +54,17 @@ def imported_files(path: Path, root: Path = SCRIPTS) -> list[Path]:
     return sorted(seen)
 
 
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes below, without the blocks that only type checkers read."""
+    yield node
+    skipped: list[ast.stmt] = []
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+        skipped = node.body
+    for child in ast.iter_child_nodes(node):
+        if child not in skipped:
+            yield from executed(child)
+
+
 @cache
 def _content_hash(path: Path, _mtime: int) -> bytes:
     return hashlib.sha256(path.read_bytes()).digest()
@@ -61,9 +72,8 @@ def _content_hash(path: Path, _mtime: int) -> bytes:
 
 @cache
 def _imports(path: Path, root: Path, _mtime: int) -> tuple[Path, ...]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
-        names.update(_names(node, path, root))
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    names = {name for node in executed(tree) for name in _names(node, path, root)}
     files = (_module_file(name, root) for name in names)
     return tuple(file for file in files if file is not None)
 

@@ -26,6 +26,29 @@ GUIDANCES: Mapping[str, tuple[str, str | None]] = {
 }
 
 
+def unreached(
+    cases: Sequence[Mapping[str, Any]], slices: Sequence[Slice], skips: Sequence[Skip]
+) -> list[dict[str, Any]]:
+    """The cases that no slice was taken of: ``case``, ``modality`` and ``skipped``, the reason.
+
+    Args:
+        cases: of the batch, with ``name`` and ``modality``.
+        slices: that were taken.
+        skips: what was left out while taking them.
+    """
+    taken = {item.case for item in slices}
+    reasons = {skip.case: skip.reason for skip in skips if skip.organ is None}
+    return [
+        {
+            "case": case["name"],
+            "modality": case["modality"],
+            "skipped": reasons.get(case["name"], "no slice was taken"),
+        }
+        for case in cases
+        if case["name"] not in taken
+    ]
+
+
 def explanation_rows(
     item: Slice,
     scores: SliceScores | None,
