@@ -11,8 +11,11 @@ def tree(tmp_path):
     (tmp_path / "run.py").write_text("import numpy\nfrom lib.a import f\nfrom lib import sub\n")
     (tmp_path / "lib" / "__init__.py").write_text("")
     (tmp_path / "lib" / "a.py").write_text("from . import b\n")
-    (tmp_path / "lib" / "b.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from lib.unused import x\n"
-        "def g():\n    from lib.late import h\n")
+    (tmp_path / "lib" / "b.py").write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from lib.unused import x\n"
+        "def g():\n    from lib.late import h\n"
+    )
     (tmp_path / "lib" / "late.py").write_text("h = 1\n")
     (tmp_path / "lib" / "unused.py").write_text("x = 1\n")
     (tmp_path / "lib" / "sub" / "__init__.py").write_text("from .deep import y\n")

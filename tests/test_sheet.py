@@ -1,7 +1,11 @@
 """The sample sheet: what is read, and what is wrong in which row and column."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from xaiclip.data import sheet as sheet_module
 from xaiclip.data.sheet import Case, read_sheet
 from xaiclip.errors import ConfigError
 
@@ -108,3 +112,14 @@ def test_files_that_are_no_sheet(tmp_path):
             read_sheet(tmp_path / "binary.tsv")
     with pytest.raises(ConfigError, match="not a"):
         read_sheet(tmp_path)
+
+
+def test_schema_of_the_sheet_agrees_with_the_reader():
+    path = Path(__file__).parents[1] / "config" / "samples.schema.json"
+    schema = json.loads(path.read_text(encoding="utf-8"))
+    columns = schema["properties"]
+    assert tuple(columns) == sheet_module.REQUIRED + sheet_module.OPTIONAL
+    assert tuple(columns["modality"]["enum"]) == sheet_module.MODALITIES
+    assert tuple(columns["split"]["enum"]) == sheet_module.SPLITS
+    assert columns["case"]["pattern"] == f"^{sheet_module._NAME.pattern}$"
+    assert all(column["description"] for column in columns.values())

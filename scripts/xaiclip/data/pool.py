@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,32 +108,33 @@ def _name(seed: int, modality: str) -> str:
 
 def build_pool(
     folder: str | os.PathLike[str],
-    seeds: Sequence[int],
+    volumes: int,
     *,
     mr_fraction: float = 0.35,
+    seed: int = 1_000_000,
     settings: phantom.PhantomSettings = phantom.DEFAULTS,
-    processes: int = 1,
+    workers: int = 1,
 ) -> Path:
-    """Draw one phantom per seed and write their slices into ``folder``.
+    """Draw phantoms ``seed … seed + volumes - 1`` and write their slices into ``folder``.
 
     Volumes that are already there are kept, so an interrupted call goes on where it stopped.
-    The content depends on the arguments alone, not on ``processes``.
+    The content depends on the arguments alone, not on ``workers``.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tasks = [
-        (folder, seed, modality, settings)
-        for seed, modality in zip(seeds, modalities(len(seeds), mr_fraction), strict=True)
-        if not (folder / f"{_name(seed, modality)}.npz").exists()
+        (folder, seed + i, modality, settings)
+        for i, modality in enumerate(modalities(volumes, mr_fraction))
+        if not (folder / f"{_name(seed + i, modality)}.npz").exists()
     ]
-    log.info("%d of %d volumes to draw", len(tasks), len(seeds))
-    if processes <= 1 or len(tasks) <= 1:
+    log.info("%d of %d volumes to draw", len(tasks), volumes)
+    if workers <= 1 or len(tasks) <= 1:
         for task in tasks:
             _draw(task)
         return folder
     # "spawn": a forked child may inherit a lock that a library's thread held
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(tasks)), mp_context=context) as executor:
+    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as executor:
         for name in executor.map(_draw, tasks):
             log.debug("%s drawn", name)
     return folder

@@ -1,0 +1,1 @@
+"""Promptable segmenters: one interface, MedSAM and its relatives, and the compact one."""

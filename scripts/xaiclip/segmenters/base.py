@@ -1,0 +1,85 @@
+"""What a promptable segmenter is, for everything that uses one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """One box per organ, for one slice.
+
+    ``boxes`` is float32 (O, 4), XYXY in fractions (0…1) of the slice's width and height.
+
+    Raises:
+        ValueError: the shapes do not fit, or a box is empty, not finite or outside the slice.
+    """
+
+    organs: tuple[str, ...]
+    boxes: Tensor
+
+    def __post_init__(self) -> None:
+        if self.boxes.shape != (len(self.organs), 4):
+            raise ValueError(
+                f"{len(self.organs)} organs need boxes of shape ({len(self.organs)}, 4), "
+                f"not {tuple(self.boxes.shape)}"
+            )
+        low, high = self.boxes[:, :2], self.boxes[:, 2:]
+        inside = (low >= 0).all(1) & (high <= 1).all(1) & (high > low).all(1)
+        for organ, fine in zip(self.organs, inside.tolist(), strict=True):
+            if not fine:
+                raise ValueError(f"the box of {organ} is empty or reaches outside the slice")
+
+    @classmethod
+    def from_pixels(
+        cls, organs: Sequence[str], boxes: ArrayLike, shape: tuple[int, int]
+    ) -> Prompts:
+        """From boxes (O, 4) in pixels of a slice of ``shape`` (H, W); clipped to the slice."""
+        height, width = shape
+        size = np.array((width, height, width, height), np.float32)
+        fractions = np.asarray(boxes, np.float32).reshape(-1, 4) / size
+        return cls(tuple(organs), torch.from_numpy(fractions.clip(0, 1)))
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """A model that is given an image and boxes.
+
+    Encoding depends on the image alone, so one encoding serves every prompt. All tensors live
+    on ``device``; logits and inputs are float32 whatever ``precision`` the model computes in.
+    """
+
+    name: str
+    input_size: int
+    device: torch.device
+    precision: str
+
+    def prepare(self, image: NDArray[np.uint8]) -> Tensor:
+        """Slice (H, W) → model input (3, S, S), float32 in 0…1. Done once per slice."""
+        ...
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Inputs (B, 3, S, S) → embeddings (B, …)."""
+        ...
+
+    def decode(self, embeddings: Tensor, prompts: Prompts) -> Tensor:
+        """Embeddings (B, …) and O boxes → float32 logits (B, O, h, w): every image with every box.
+
+        The boxes mean the same place in each of the B images (perturbations of one slice).
+        """
+        ...
+
+
+def to_mask(logits: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Logits (…, h, w) → bool (…, H, W): sigmoid, bilinear resize, > 0.5 (as MedSAM does)."""
+    flat = torch.sigmoid(logits.float()).reshape(-1, 1, *logits.shape[-2:])
+    resized = F.interpolate(flat, size=shape, mode="bilinear", align_corners=False)
+    return (resized > 0.5).reshape(*logits.shape[:-2], *shape)

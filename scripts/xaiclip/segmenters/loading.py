@@ -1,0 +1,232 @@
+"""From the configuration to a `Segmenter`: find, check and load weights."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segment_anything import sam_model_registry
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from xaiclip.device import choose_device, choose_precision
+from xaiclip.errors import ConfigError
+from xaiclip.segmenters.base import Segmenter
+from xaiclip.segmenters.compact import build
+from xaiclip.segmenters.sam import SamSegmenter
+
+log = logging.getLogger(__name__)
+
+#: The shipped weights.
+COMPACT = Path(__file__).parents[3] / "resources" / "compact"
+
+#: Model name → builder of the untrained Sam. MedSAM is SAM's ViT-B with other weights.
+BUILDERS: dict[str, Callable[[], Sam]] = {
+    "medsam": sam_model_registry["vit_b"],
+    "sam_vit_b": sam_model_registry["vit_b"],
+    "sam_vit_l": sam_model_registry["vit_l"],
+    "sam_vit_h": sam_model_registry["vit_h"],
+}
+
+#: medsam_vit_b.pth of Zenodo record 10689643.
+MEDSAM_MD5 = "3bb6db55bd0c9ca30b61248bca72f8d6"
+
+
+def load_segmenter(
+    settings: Mapping[str, Any], device: str = "auto", precision: str = "auto"
+) -> Segmenter:
+    """The segmenter that the ``segmenter`` section of the configuration asks for.
+
+    Args:
+        settings: ``model``: ``compact``, ``medsam``, ``sam_vit_b``, ``sam_vit_l``, ``sam_vit_h``,
+            or ``file.py:make``, a function of your own that is called as
+            ``make(checkpoint, device, precision)`` and returns a `Segmenter`.
+            ``checkpoint``: the weights; for ``compact`` a folder in place of the shipped one.
+            ``checksum`` (optional): ``sha256:…`` or ``md5:…`` of the checkpoint.
+        device: see `choose_device`.
+        precision: see `choose_precision`.
+
+    Raises:
+        ConfigError: unknown model; weights missing, damaged, unsafe or not of this model.
+    """
+    model, checkpoint = settings["model"], settings.get("checkpoint")
+    where = choose_device(device)
+    how = choose_precision(where, precision)
+    if ":" in model:
+        return _own(model, checkpoint, where, how)
+    if model == "compact":
+        sam = load_compact(Path(checkpoint) if checkpoint else COMPACT)
+    elif model not in BUILDERS:
+        known = ", ".join(["compact", *BUILDERS])
+        raise ConfigError(f"segmenter.model '{model}' is unknown: use {known} or file.py:make.")
+    elif not checkpoint:
+        raise ConfigError(f"segmenter.checkpoint is empty: model '{model}' needs a weights file.")
+    else:
+        path = Path(checkpoint)
+        if settings.get("checksum"):
+            verify(path, settings["checksum"])
+        elif model == "medsam" and path.is_file() and _digest(path, "md5") != MEDSAM_MD5:
+            log.warning("%s are not MedSAM's published weights (fine if you tuned them)", path)
+        with torch.device("meta"):  # the initial values would only be overwritten
+            sam = BUILDERS[model]()
+        fill(sam, read_weights(path), path)
+    return SamSegmenter(
+        sam,
+        model,
+        device=where,
+        precision=how,
+        normalise=model.startswith("sam_"),
+        box_masks=model == "compact",
+    )
+
+
+def load_compact(folder: Path = COMPACT) -> Sam:
+    """The compact SAM of a folder with ``sam.json`` and ``sam.safetensors``.
+
+    Where the folder holds ``SHA256SUMS``, both files must be as it says.
+    """
+    for name in ("sam.json", "sam.safetensors"):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder / name} does not exist: run `make compact` to train it.")
+    sums = folder / "SHA256SUMS"
+    if sums.is_file():
+        for line in sums.read_text(encoding="utf-8").splitlines():
+            digest, _, name = line.partition("  ")
+            if name in ("sam.json", "sam.safetensors"):
+                verify(folder / name, f"sha256:{digest}")
+    sam = build(json.loads((folder / "sam.json").read_text())["model"])
+    fill(sam, read_weights(folder / "sam.safetensors"), folder / "sam.safetensors")
+    return sam.eval()
+
+
+def _own(model: str, checkpoint: str | None, device: torch.device, precision: str) -> Segmenter:
+    """Call ``make`` of ``file.py:make``."""
+    file, _, name = model.rpartition(":")
+    if not Path(file).is_file():
+        raise ConfigError(f"segmenter.model '{model}': there is no file {file}.")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"segmenter.model '{model}': {file} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make = getattr(module, name, None)
+    if not callable(make):
+        raise ConfigError(f"segmenter.model '{model}': {file} has no function '{name}'.")
+    made = make(checkpoint, device, precision)
+    if not isinstance(made, Segmenter):
+        raise ConfigError(
+            f"segmenter.model '{model}': what {name} returns is no Segmenter; it needs name, "
+            "input_size, device, precision, prepare, encode and decode."
+        )
+    return made
+
+
+def _digest(path: Path, kind: str) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, kind).hexdigest()
+
+
+def verify(path: Path, checksum: str) -> None:
+    """Compare a file with ``sha256:…`` or ``md5:…``.
+
+    Raises:
+        ConfigError: another kind of checksum, no such file, or the file differs.
+    """
+    kind, _, wanted = checksum.partition(":")
+    if kind not in ("sha256", "md5") or not wanted:
+        raise ConfigError(f"checksum '{checksum}' should be sha256:… or md5:….")
+    if not path.is_file():
+        raise ConfigError(f"the weights file {path} does not exist.")
+    found = _digest(path, kind)
+    if found != wanted.lower():
+        raise ConfigError(
+            f"{path} has {kind} {found}, not {wanted}: it is damaged or another file, "
+            "fetch it again."
+        )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, on the CPU.
+
+    Reads safetensors and torch files; the latter only as far as tensors go (a pickle can run any
+    code). A dictionary nested under ``model`` is unpacked and the prefix ``module.`` taken off,
+    as fine-tuned files have them.
+
+    Raises:
+        ConfigError: missing, empty, a web page, damaged, with pickled objects, or without tensors.
+    """
+    if not path.is_file():
+        raise ConfigError(f"the weights file {path} does not exist.")
+    with open(path, "rb") as stream:
+        head = stream.read(512).lstrip()
+    if not head:
+        raise ConfigError(f"the weights file {path} is empty: fetch it again.")
+    if head[:1] == b"<":
+        raise ConfigError(
+            f"{path} is a web page, not weights: open the link in a browser and save the file."
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise ConfigError(f"{path} is a Git LFS pointer, not weights: run `git lfs pull`.")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        unsafe = "Unsupported global" in str(error)
+        reason = (
+            "holds pickled objects besides tensors, which could run any code; save its state_dict"
+            if unsafe
+            else "is damaged or no weights file: fetch it again"
+        )
+        raise ConfigError(f"{path} {reason}.") from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+        log.debug("%s", error)
+        raise ConfigError(f"{path} is damaged or no weights file: fetch it again.") from None
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    tensors = (
+        {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
+    if not tensors:
+        raise ConfigError(f"{path} holds no tensors by name: save the model's state_dict.")
+    return tensors
+
+
+def fill(sam: Sam, weights: Mapping[str, Tensor], path: Path) -> Sam:
+    """Put weights into a model (built on the meta device or not), as float32.
+
+    Raises:
+        ConfigError: a tensor is missing, unexpected or of another shape; names them.
+    """
+    wanted = sam.state_dict()
+    missing = [name for name in wanted if name not in weights]
+    unexpected = [name for name in weights if name not in wanted]
+    shapes = [n for n in wanted if n in weights and wanted[n].shape != weights[n].shape]
+    for what, names in (
+        ("lacks", missing),
+        ("holds unexpected", unexpected),
+        ("holds, in another shape,", shapes),
+    ):
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            raise ConfigError(
+                f"{path} {what} {', '.join(names[:4])}{more}: it belongs to another model or size."
+            )
+    sam.load_state_dict({n: v.float() for n, v in weights.items()}, assign=True)
+    # not part of any state dict, hence still on the meta device
+    if sam.pixel_mean.is_meta:
+        sam.pixel_mean = torch.tensor([123.675, 116.28, 103.53]).view(-1, 1, 1)
+        sam.pixel_std = torch.tensor([58.395, 57.12, 57.375]).view(-1, 1, 1)
+    return sam

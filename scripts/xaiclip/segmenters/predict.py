@@ -1,0 +1,27 @@
+"""From a slice and boxes to masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xaiclip.segmenters.base import Prompts, Segmenter, to_mask
+
+
+def segment_slice(
+    segmenter: Segmenter, image: NDArray[np.uint8], boxes: Mapping[str, ArrayLike | None]
+) -> dict[str, NDArray[np.bool_]]:
+    """Masks (H, W) of a slice's organs; organs without a box have none.
+
+    ``image`` is uint8 (H, W), ``boxes`` XYXY in its pixels.
+    """
+    given = {organ: box for organ, box in boxes.items() if box is not None}
+    if not given:
+        return {}
+    shape = (image.shape[0], image.shape[1])
+    prompts = Prompts.from_pixels(list(given), np.stack([*map(np.asarray, given.values())]), shape)
+    embedding = segmenter.encode(segmenter.prepare(image)[None])
+    masks = to_mask(segmenter.decode(embedding, prompts)[0], shape).cpu().numpy()
+    return dict(zip(given, masks, strict=True))

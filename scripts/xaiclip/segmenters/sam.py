@@ -1,0 +1,116 @@
+"""The Segment Anything family (Kirillov et al. 2023; MedSAM, Ma et al. 2024) as a `Segmenter`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from xaiclip.device import autocast
+from xaiclip.segmenters.base import Prompts
+
+
+def fit_input(image: NDArray[np.uint8], size: int) -> Tensor:
+    """MedSAM's input: resized to size × size whatever the aspect, then min–max; (size, size).
+
+    The resize is bicubic and antialiased. A constant image becomes zeros.
+    """
+    grey = torch.from_numpy(np.ascontiguousarray(image)).float()[None, None]
+    grey = F.interpolate(grey, (size, size), mode="bicubic", align_corners=False, antialias=True)
+    grey = grey.clamp(0, 255)[0, 0]
+    low, high = grey.min(), grey.max()
+    # MedSAM floors the range at 1e-8, which would blow rounding noise of a flat image up to 0…1
+    return (grey - low) / (high - low) if high - low > 1e-3 else torch.zeros_like(grey)
+
+
+def box_masks(boxes: Tensor, size: int, side: int) -> Tensor:
+    """Boxes (N, 4) in pixels of 0…size as mask prompts (N, 1, side, side).
+
+    Each value is the share of its cell that the box covers.
+    """
+    edges = torch.arange(side + 1, device=boxes.device, dtype=boxes.dtype)
+    low, high = (boxes.float() * (side / size)).unflatten(-1, (2, 2)).unbind(-2)
+    covered = torch.minimum(high[..., None], edges[1:]) - torch.maximum(low[..., None], edges[:-1])
+    x, y = covered.clamp(0, 1).unbind(-2)
+    return (y[:, None, :, None] * x[:, None, None, :]).to(boxes.dtype)
+
+
+def decode_pairs(sam: Sam, embeddings: Tensor, boxes: Tensor, *, as_masks: bool = False) -> Tensor:
+    """Mask logits (B, O, h, w) of image b with its box o.
+
+    ``embeddings`` is (B, C, g, g); ``boxes`` (B, O, 4) in pixels of the model's input, or (1, O, 4)
+    where all images have the same; ``as_masks`` gives each box a second time, as a mask prompt.
+
+    Equal to ``sam.prompt_encoder`` and ``sam.mask_decoder``, ``multimask_output=False``, for each
+    pair. That decoder repeats *every* embedding for *every* box it gets and then pairs them by
+    position, computes three masks that nobody reads, and the masks' quality; this does the wanted
+    pairs only.
+    """
+    images, organs = len(embeddings), boxes.shape[1]
+    prompts, decoder = sam.prompt_encoder, sam.mask_decoder
+    flat = boxes.flatten(0, 1)
+    masks = None
+    if as_masks:
+        masks = box_masks(flat, prompts.input_image_size[0], prompts.mask_input_size[0])
+    sparse, dense = prompts(points=None, boxes=flat, masks=masks)
+    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
+    tokens = tokens.unflatten(0, (-1, organs)).expand(images, -1, -1, -1).flatten(0, 1)
+    source = (embeddings[:, None] + dense.unflatten(0, (-1, organs))).flatten(0, 1)
+    out, source = decoder.transformer(source, prompts.get_dense_pe(), tokens)
+    # token 0 is the quality's, token 1 the single mask's
+    kernel = decoder.output_hypernetworks_mlps[0](out[:, 1])
+    source = source.transpose(1, 2).unflatten(2, embeddings.shape[-2:])
+    fine = decoder.output_upscaling(source)
+    logits = (kernel[:, None] @ fine.flatten(2)).float()
+    return logits.view(images, organs, *fine.shape[-2:])
+
+
+class SamSegmenter:
+    """A `Segmenter` over any of segment_anything's models.
+
+    ``normalise`` applies SAM's own mean and deviation: stock SAM wants it, MedSAM and the compact
+    model were trained without. ``box_masks``: give boxes as mask prompts too, for a model that was
+    trained so.
+    """
+
+    def __init__(
+        self,
+        sam: Sam,
+        name: str,
+        *,
+        device: torch.device | str = "cpu",
+        precision: str = "fp32",
+        normalise: bool = False,
+        box_masks: bool = False,
+    ) -> None:
+        self.sam = sam.to(device).eval().requires_grad_(False)
+        self.name = name
+        self.device = torch.device(device)
+        self.precision = precision
+        self.normalise = normalise
+        self.box_masks = box_masks
+        self.input_size: int = sam.image_encoder.img_size
+
+    def prepare(self, image: NDArray[np.uint8]) -> Tensor:
+        """Slice uint8 (H, W) → (3, S, S) float32 in 0…1; see `fit_input`."""
+        grey = fit_input(image, self.input_size)
+        return grey.expand(3, -1, -1).contiguous().to(self.device)
+
+    @torch.inference_mode()
+    def encode(self, inputs: Tensor) -> Tensor:
+        """(B, 3, S, S) in 0…1 → float32 (B, C, g, g)."""
+        if self.normalise:
+            inputs = (inputs * 255 - self.sam.pixel_mean) / self.sam.pixel_std
+        with autocast(self.device, self.precision):
+            return self.sam.image_encoder(inputs).float()
+
+    @torch.inference_mode()
+    def decode(self, embeddings: Tensor, prompts: Prompts) -> Tensor:
+        """(B, C, g, g) and O boxes → float32 logits (B, O, 4g, 4g)."""
+        boxes = prompts.boxes.to(self.device)[None] * self.input_size
+        with autocast(self.device, self.precision):
+            return decode_pairs(self.sam, embeddings, boxes, as_masks=self.box_masks)
