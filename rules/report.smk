@@ -1,5 +1,5 @@
 # Tables, figures, provenance: what a paper takes over.
-TABLES = ["table2", "table3", "table3_variants"]
+TABLES = ["table2", "segmenter", "table3", "table3_variants"]
 
 
 rule table2:
@@ -38,6 +38,37 @@ rule table2:
         "Table II: the localizer"
     script:
         "../scripts/table2.py"
+
+
+rule table_segmenter:
+    input:
+        segmenter="results/{run}/metrics/segmenter.parquet",
+        skipped="results/{run}/skipped.tsv",
+    output:
+        csv="results/{run}/tables/segmenter.csv",
+        md=report(
+            "results/{run}/tables/segmenter.md",
+            caption="../docs/report/segmenter.rst",
+            category="Tables",
+        ),
+    log:
+        "results/{run}/logs/tables/segmenter.log",
+    conda:
+        "../envs/report.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    params:
+        cfg={
+            "statistics": config["statistics"],
+            "seed": seed_of("statistics"),
+            "cases": sorted(BATCHES["test"]),
+        },
+        code=code("table_segmenter.py"),
+    message:
+        "Table of the segmenter"
+    script:
+        "../scripts/table_segmenter.py"
 
 
 rule table3:

@@ -184,6 +184,12 @@ _COST = (
 )
 _VARIANTS = (*(m for m in _QUALITY if "_iou" not in m.name), Measure("lime_r2", "R²"), _COST[0])
 
+_SEGMENTER = (
+    _DICE,
+    Measure("iou", "IoU", "higher"),
+    Measure("hd95_mm", "HD95", "lower", "mm"),
+)
+
 _MACHINES = (
     Measure("seconds_machine_a", "time on machine A", "lower", "s"),
     Measure("seconds_machine_b", "time on machine B", "lower", "s"),
@@ -280,6 +286,66 @@ def table2(
         _left_out(localizer, ["case", "slice", "class", "variant"], skips),
     ]  # fmt: skip
     return Table(_tidy(records, ["class", "variant"]), "\n\n".join(text) + "\n")
+
+
+# --- the segmenter --------------------------------------------------------------------------------
+
+
+def segmenter_table(
+    segmenter: pd.DataFrame,
+    *,
+    skips: Sequence[Skip] = (),
+    seed: int = 0,
+    resamples: int = 9999,
+    confidence: float = 0.95,
+) -> Table:
+    """How well the segmenter does with the reference's boxes and with the ROI's, by modality.
+
+    Args:
+        segmenter: ``segmenter.parquet``.
+        skips: what was left out before the segmenter, of the cases that this table is about.
+    """
+    settings = Bootstrap(seed, resamples, confidence)
+    usable = segmenter[segmenter["skipped"].isna()]
+    organs = [organ for organ in SIX_CLASSES if organ in set(usable["organ"])]
+    organs += sorted(set(usable["organ"]) - set(organs))
+    groups = {organ: [organ] for organ in organs} | {"mean of organs": organs}
+    records: list[dict[str, Any]] = []
+    shown: list[list[str]] = []
+    for modality in sorted(set(usable["modality"])) or [""]:
+        for label, members in groups.items():
+            rows = usable[usable["organ"].isin(members) & usable["modality"].eq(modality)]
+            cells = [modality, label]
+            for prompt in ("reference", "roi"):
+                of_prompt = rows[rows["prompt"] == prompt]
+                estimates = [
+                    bootstrap_mean(case_means(of_prompt, one.name, "organ").to_numpy(), settings)
+                    for one in _SEGMENTER
+                ]
+                key = {"modality": modality, "organ": label, "prompt": prompt}
+                for measure, estimate in zip(_SEGMENTER, estimates, strict=True):
+                    records.append(_record(key, measure, estimate))
+                if prompt == "reference":
+                    cells.append(str(estimates[0].n))
+                cells += [_estimate(estimate) for estimate in estimates]
+            shown.append(cells)
+    heads = [
+        f"{one.head}, {prompt}" for prompt in ("reference box", "ROI box") for one in _SEGMENTER
+    ]
+    text = [
+        "# The segmenter",
+        f"{_intro(confidence)} Prompted with the reference's box, and with the box of the "
+        "localizer's ROI.",
+        _pipe(["modality", "organ", "n cases", *heads], shown, names=2),
+        _bullets(
+            [
+                "An organ that the localizer misses has Dice 0 with the ROI's box.",
+                "Surface distances are those of the slices where both masks exist.",
+            ]
+        ),
+        _left_out(segmenter, ["case", "slice", "organ", "prompt"], skips),
+    ]
+    return Table(pd.DataFrame(records), "\n\n".join(text) + "\n")
 
 
 # --- Table III -----------------------------------------------------------------------------------

@@ -1,0 +1,17 @@
+"""How well the segmenter does, with the reference's boxes and with the ROI's."""
+
+from _job import job
+
+with job(snakemake):
+    import pandas as pd
+
+    from xaiclip.report.tables import read_skips, segmenter_table, write
+
+    cfg = snakemake.params.cfg
+    table = segmenter_table(
+        pd.read_parquet(snakemake.input.segmenter),
+        skips=read_skips(snakemake.input.skipped, cfg["cases"]),
+        seed=cfg["seed"],
+        **cfg["statistics"],
+    )
+    write(table, snakemake.output.csv, snakemake.output.md)
