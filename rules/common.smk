@@ -168,13 +168,33 @@ def code(script, *also):
 
 def seed_of(*parts):
     """A seed of its own for each named thing, from the study's seed."""
-    text = "/".join(str(part) for part in (config["seed"], *parts))
+    text = ":".join(str(part) for part in (config["seed"], *parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 def on_device(**settings):
     """Settings of a job that runs a model."""
     return {**settings, "device": config["device"], "precision": config["precision"]}
+
+
+def method_settings(wildcards):
+    """What a method's two stages both need."""
+    return {
+        "method": wildcards.method,
+        "guidance": wildcards.guidance,
+        "settings": config["methods"][wildcards.method],
+        "values": config["explain"]["values"],
+    }
+
+
+def configured(source):
+    """Whether the study makes this file: its method and guidance are switched on."""
+    stage, *rest = source.split("/")
+    if stage in ("scores", "attributions"):
+        return rest[0] in METHODS and rest[1] in GUIDANCES
+    if stage == "localizer":
+        return TRAINS
+    return stage != "metrics" or bool(METHODS and GUIDANCES)
 
 
 wildcard_constraints:

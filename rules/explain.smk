@@ -1,15 +1,6 @@
 # perturb → score (the models run) → aggregate (they do not) → maps in the source geometry.
 
 
-def method_settings(wildcards):
-    return {
-        "method": wildcards.method,
-        "guidance": wildcards.guidance,
-        "settings": config["methods"][wildcards.method],
-        "values": config["explain"]["values"],
-    }
-
-
 rule score:
     input:
         slices="results/{run}/slices/{batch}.npz",

@@ -174,16 +174,6 @@ FIGURE_SOURCES = {
 FIGURE_CASE = config["figures"]["case"] or min(BATCHES["test"])
 
 
-def configured(source):
-    """Whether the study makes this file: its method and guidance are switched on."""
-    stage, *rest = source.split("/")
-    if stage in ("scores", "attributions"):
-        return rest[0] in METHODS and rest[1] in GUIDANCES
-    if stage == "localizer":
-        return TRAINS
-    return stage != "metrics" or bool(METHODS and GUIDANCES)
-
-
 FIGURES = [
     name
     for name, sources in FIGURE_SOURCES.items()
