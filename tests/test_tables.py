@@ -23,6 +23,7 @@ from xaiclip.report.tables import (
     PAPER_TABLE3,
     Table,
     read_skips,
+    segmenter_table,
     table2,
     table3,
     table3_variants,
@@ -361,3 +362,31 @@ def test_markdown_tables_are_rectangular(tmp_path: Path) -> None:
         if rule.startswith("| :-"):
             assert head.count("|") == rule.count("|")
             assert len(head) == len(rule)
+
+
+def test_segmenter_table_keeps_modalities_and_boxes_apart() -> None:
+    rows = [
+        {
+            "case": f"{modality}{case}",
+            "slice": 1,
+            "organ": organ,
+            "prompt": prompt,
+            "modality": modality,
+            "dice": 0.9 if prompt == "reference" else 0.5,
+            "iou": 0.8,
+            "hd95_mm": 4.0,
+            "skipped": None,
+        }
+        for modality in ("CT", "MR")
+        for case in range(3)
+        for organ in ("liver", "spleen")
+        for prompt in ("reference", "roi")
+    ]
+    table = segmenter_table(pd.DataFrame(rows), **FEW)
+    frame = table.frame[table.frame["measure"] == "dice"]
+    assert len(frame) == 2 * 3 * 2
+    assert frame[frame["prompt"] == "roi"]["mean"].tolist() == [0.5] * 6
+    assert set(frame["n_cases"]) == {3}
+    assert "| MR " in table.markdown
+    empty = segmenter_table(pd.DataFrame(rows).assign(skipped="no label"), **FEW)
+    assert "12 rows" in empty.markdown or "no label" in empty.markdown

@@ -1,0 +1,193 @@
+"""The compact CLIP: its words, its pictures, and that its training learns and goes on."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from xaiclip.preprocess import PreprocessSettings
+
+from xaiclip.data.pool import PoolSlice
+from xaiclip.localizer import compact_clip
+from xaiclip.localizer.backbone import BackboneSettings, load_backbone
+from xaiclip.localizer.compact_clip import (
+    CONFIG,
+    REGIONS,
+    VOCABULARY,
+    ClipSettings,
+    build,
+    caption,
+    coverage,
+    draw_batch,
+    encode_patches,
+    example,
+    region_loss,
+    to_inputs,
+    train_clip,
+    write_vocabulary,
+)
+
+
+def piece(volume: int = 0, modality: str = "CT") -> PoolSlice:
+    """A body with liver, spleen and kidneys as ellipses."""
+    rng = np.random.default_rng(volume)
+    y, x = np.mgrid[:120, :160]
+
+    def ellipse(cx: float, cy: float, a: float, b: float) -> np.ndarray:
+        return ((x - cx) / a) ** 2 + ((y - cy) / b) ** 2 < 1
+
+    image = np.full((120, 160), -1000.0)
+    label = np.zeros((120, 160), np.uint8)
+    image[ellipse(80, 60, 75, 52)] = -90
+    shapes = {1: (48, 50, 32, 26), 3: (125, 55, 13, 17), 2: (50, 90, 9, 9), 13: (110, 90, 9, 9)}
+    for organ, shape in shapes.items():
+        inside = ellipse(*(np.array(shape) + rng.normal(0, 1, 4)))
+        image[inside], label[inside] = 40 + 25 * organ, organ
+    image += rng.normal(0, 8, image.shape)
+    if modality == "MR":
+        image = np.clip(image + 1000, 0, None)
+    return PoolSlice(
+        image.astype(np.int16), label, modality, "portal-venous", f"{volume:03d}", (2.0, 2.0)
+    )
+
+
+def test_vocabulary_is_small_and_agrees_with_open_clip(tmp_path: Path) -> None:
+    path = tmp_path / VOCABULARY
+    size = write_vocabulary(path)
+    assert size < 1500
+    ours, full = SimpleTokenizer(bpe_path=str(path)), SimpleTokenizer()
+    for text in [*REGIONS.values(), "axial ct slice with the upper left close view"]:
+        pieces = [ours.decoder[i] for i in ours.encode(text)]
+        assert pieces == [full.decoder[i] for i in full.encode(text)]
+    assert len(ours.encode("x " * 8)) == 8
+    assert ours.decode(ours.encode("a zebra, crème")) == "a zebra , crème "
+    again = tmp_path / "again.gz"
+    write_vocabulary(again)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_captions_say_what_is_there() -> None:
+    part = piece()
+    visible = np.ones(len(REGIONS))
+    rng = np.random.default_rng(0)
+    texts = [caption(part.label, visible, rng, modality="CT", detail="late") for _ in range(200)]
+    assert len(set(texts)) > 150
+    joined = " | ".join(texts)
+    for words in ("liver", "left kidney", "late ct", "spleen right", "no ", "large liver"):
+        assert words in joined
+    assert "mr" not in joined.replace("mri", "mr")
+    for text in texts:
+        for name in ("pancreas", "stomach", "aorta"):
+            assert name not in text.split(" no ")[0].split(" without ")[0]
+    empty = caption(np.zeros((9, 9), np.uint8), visible, rng, modality="MR", crop=(0.1, 0.9, 0.2))
+    assert "lower left" in empty
+    assert not any(name in empty for name in list(REGIONS.values())[1:])
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_examples_look_like_the_localizers_input(modality: str) -> None:
+    settings = PreprocessSettings()
+    for seed in range(10):
+        found = example(piece(1, modality), np.random.default_rng(seed), settings)
+        assert found.image.shape == found.label.shape == (224, 224)
+        assert found.image.dtype == found.label.dtype == np.uint8
+        assert set(np.unique(found.label)) <= set(REGIONS)
+    batch = draw_batch([piece(i) for i in range(3)], 16, np.random.default_rng(0), settings)
+    assert len({e.caption for e in batch}) == len(batch) == 16
+
+
+def test_coverage_counts_pixels() -> None:
+    labels = np.zeros((1, 8, 8), np.uint8)
+    labels[0, :4, :2] = 3
+    found = coverage(labels, 2)
+    assert found.shape == (1, 4, len(REGIONS))
+    assert found[0, 0, 3] == found[0, 0, 0] == 0.5
+    assert torch.equal(found.sum(2), torch.ones(1, 4))
+    assert found[0, 1:, 0].eq(1).all()
+
+
+def test_patches_average_to_the_image_and_the_config_loads() -> None:
+    torch.manual_seed(0)
+    model = build(1000).eval()
+    images = to_inputs(np.random.default_rng(0).integers(0, 256, (2, 224, 224), dtype=np.uint8))
+    with torch.no_grad():
+        tokens = encode_patches(model, images)
+        assert torch.allclose(tokens.mean(1), model.encode_image(images), atol=1e-5)
+        all_kept = torch.arange(256).expand(2, -1)
+        assert torch.allclose(encode_patches(model, images, all_kept), tokens, atol=1e-6)
+    weights = 2 * sum(v.numel() for v in model.state_dict().values())
+    assert weights < 6.1e6
+
+
+def test_region_loss_falls_with_the_right_names() -> None:
+    names = torch.eye(len(REGIONS))
+    share = torch.zeros(1, 4, len(REGIONS))
+    share[0, 0, 1] = share[0, 1, 13] = share[0, 2:, 0] = 1
+    right = torch.zeros(1, 4, len(REGIONS))
+    right[0, 0, 1] = right[0, 1, 13] = right[0, 2:, 0] = 1
+    scale = torch.tensor(20.0)
+    good = region_loss(right, share, names, scale, torch.Generator().manual_seed(0))
+    bad = region_loss(right.flip(1), share, names, scale, torch.Generator().manual_seed(0))
+    assert good < 1e-3 < 5 < bad
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> ClipSettings:
+    """A smaller model and a pool in memory."""
+    config = {
+        "embed_dim": 32,
+        "vision_cfg": CONFIG["model_cfg"]["vision_cfg"]
+        | {"width": 32, "head_width": 16, "layers": 2, "patch_size": 28},
+        "text_cfg": CONFIG["model_cfg"]["text_cfg"] | {"width": 32, "heads": 2, "layers": 1},
+    }
+    monkeypatch.setattr(compact_clip, "CONFIG", dict(CONFIG) | {"model_cfg": config})
+    pool = [piece(i, ("CT", "MR")[i % 2]) for i in range(8)]
+    monkeypatch.setattr(compact_clip, "load_pool", lambda folder: pool)
+    return ClipSettings(steps=30, batch=12, warmup=3, check_every=10, learning_rate=3e-3)
+
+
+def test_training_learns_and_its_files_load(tmp_path: Path, tiny: ClipSettings) -> None:
+    weights = train_clip(tmp_path / "pool", tmp_path / "clip", tiny)
+    with open(tmp_path / "clip" / "training_clip.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["step"]) for row in rows] == [10, 20, 30]
+    assert float(rows[-1]["region_loss"]) < float(rows[0]["region_loss"])
+    assert weights.stat().st_size < 400_000
+    assert sorted(p.name for p in weights.parent.iterdir()) == [
+        VOCABULARY, "clip.json", "clip.safetensors", "training_clip.csv",
+    ]  # fmt: skip
+    backbone = load_backbone(BackboneSettings(str(weights.parent)))
+    assert backbone.grid == 8
+    assert backbone.mean.flatten()[0] == CONFIG["preprocess_cfg"]["mean"][0]
+
+
+def test_training_goes_on_where_it_was(tmp_path: Path, tiny: ClipSettings, monkeypatch) -> None:
+    """Killed after step 20 of 30 and called again, it ends with the same weights."""
+    whole = train_clip(tmp_path / "pool", tmp_path / "whole", tiny)
+    steps = 0
+    original = compact_clip.draw_batch
+
+    def draw(*args):
+        nonlocal steps
+        steps += 1
+        if steps == 24:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(compact_clip, "draw_batch", draw)
+    with pytest.raises(KeyboardInterrupt):
+        train_clip(tmp_path / "pool", tmp_path / "parts", tiny)
+    assert (tmp_path / "parts" / "clip.checkpoint.pt").exists()
+    parts = train_clip(tmp_path / "pool", tmp_path / "parts", tiny)
+    assert parts.read_bytes() == whole.read_bytes()
+
+
+def test_time_ends_the_training(tmp_path: Path, tiny: ClipSettings) -> None:
+    short = replace(tiny, steps=10**6, minutes=0.02)
+    weights = train_clip(tmp_path / "pool", tmp_path / "clip", short)
+    assert weights.exists()
