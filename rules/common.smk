@@ -99,23 +99,15 @@ VARIANTS = (
 )
 BACKBONE = {key: config["localizer"][key] for key in ("backbone", "pretrained")}
 
-# Weights that rules read besides what the study trains: other weights, other results.
-SHIPPED = [
-    str(path)
-    for path in (
-        (
-            Path(workflow.basedir) / "resources/compact/clip.safetensors"
-            if config["localizer"]["backbone"] == "compact"
-            else config["localizer"]["pretrained"]
-        ),
-        (
-            Path(workflow.basedir) / "resources/compact/sam.safetensors"
-            if config["segmenter"]["model"] == "compact"
-            else config["segmenter"]["checkpoint"]
-        ),
-    )
-    if path and Path(path).exists()
-]
+# Weights from outside the workflow, as input files: others mean other results.
+FOREIGN = {
+    "clip": [
+        path
+        for path in [config["localizer"]["pretrained"]]
+        if path and Path(path).exists()
+    ],
+    "sam": [path for path in [config["segmenter"]["checkpoint"]] if path],
+}
 METRICS = ["localizer", "segmenter", "explanations"]
 
 
@@ -172,9 +164,28 @@ def seed_of(*parts):
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
-def on_device(**settings):
-    """Settings of a job that runs a model."""
-    return {**settings, "device": config["device"], "precision": config["precision"]}
+def shipped(model):
+    """Checksum of a shipped model, where the study uses it.
+
+    A checksum and not an input file: the same weights in another clone are the same weights.
+    """
+    section, key = {"clip": ("localizer", "backbone"), "sam": ("segmenter", "model")}[
+        model
+    ]
+    if config[section][key] != "compact":
+        return None
+    path = Path(workflow.basedir) / "resources" / "compact" / f"{model}.safetensors"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
+
+
+def on_device(*models, **settings):
+    """Settings of a job that runs models."""
+    return {
+        **settings,
+        "device": config["device"],
+        "precision": config["precision"],
+        "shipped": {model: shipped(model) for model in models},
+    }
 
 
 def method_settings(wildcards):

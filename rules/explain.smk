@@ -6,7 +6,7 @@ rule score:
         slices="results/{run}/slices/{batch}.npz",
         preprocessed="results/{run}/preprocessed/{batch}.npz",
         roi="results/{run}/roi/{batch}.npz",
-        shipped=SHIPPED,
+        foreign=FOREIGN["sam"],
     output:
         scores="results/{run}/scores/{method}/{guidance}/{batch}.npz",
         table="results/{run}/scores/{method}/{guidance}/{batch}.parquet",
@@ -23,6 +23,7 @@ rule score:
         runtime=lambda wildcards, attempt: 240 * attempt,
     params:
         cfg=lambda w: on_device(
+            "sam",
             **method_settings(w),
             organs=ORGANS,
             segmenter=config["segmenter"],

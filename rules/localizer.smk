@@ -15,7 +15,7 @@ if TRAINS:
                 batch=batches("train"),
                 allow_missing=True,
             ),
-            shipped=SHIPPED,
+            foreign=FOREIGN["clip"],
         output:
             weights="results/{run}/localizer/{variant}/localizer.safetensors",
             history="results/{run}/localizer/{variant}/training.csv",
@@ -32,6 +32,7 @@ if TRAINS:
             runtime=lambda wildcards, attempt: 240 * attempt,
         params:
             cfg=lambda w: on_device(
+                "clip",
                 **{
                     key: config["localizer"][key]
                     for key in config["localizer"]
@@ -52,7 +53,7 @@ rule localize:
     input:
         slices="results/{run}/preprocessed/{batch}.npz",
         weights=TRAINED,
-        shipped=SHIPPED,
+        foreign=FOREIGN["clip"],
     output:
         "results/{run}/localization/{variant}/{batch}.npz",
     log:
@@ -67,7 +68,7 @@ rule localize:
         mem_mb=lambda wildcards, attempt: 3000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        cfg=on_device(classes=config["classes"], **BACKBONE),
+        cfg=on_device("clip", classes=config["classes"], **BACKBONE),
         code=code("localize.py"),
     message:
         "Localize the organs of batch {wildcards.batch} ({wildcards.variant})"

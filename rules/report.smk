@@ -234,7 +234,9 @@ rule provenance:
             "results/{run}/tables/{name}.csv", name=TABLES, allow_missing=True
         ),
         cost="results/{run}/cost.json",
-        weights=expand(TRAINED, variant=["text"], allow_missing=True) + SHIPPED,
+        weights=expand(TRAINED, variant=["text"], allow_missing=True)
+        + FOREIGN["clip"]
+        + FOREIGN["sam"],
     output:
         "results/{run}/provenance.json",
     log:
@@ -246,6 +248,7 @@ rule provenance:
         runtime=30,
     params:
         cfg=config,
+        shipped={model: shipped(model) for model in ("clip", "sam")},
         code=code("provenance.py"),
     message:
         "Versions, device, weights, seeds and commit"

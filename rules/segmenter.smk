@@ -6,7 +6,7 @@ rule segment:
         slices="results/{run}/slices/{batch}.npz",
         preprocessed="results/{run}/preprocessed/{batch}.npz",
         roi="results/{run}/roi/{batch}.npz",
-        shipped=SHIPPED,
+        foreign=FOREIGN["sam"],
     output:
         "results/{run}/segmentation/{batch}.npz",
     log:
@@ -21,7 +21,7 @@ rule segment:
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        cfg=on_device(segmenter=config["segmenter"], organs=ORGANS),
+        cfg=on_device("sam", segmenter=config["segmenter"], organs=ORGANS),
         code=code("segment.py"),
     message:
         "Segment batch {wildcards.batch}"
@@ -32,7 +32,7 @@ rule segment:
 rule cost:
     input:
         localizer=expand(TRAINED, variant="text", allow_missing=True),
-        shipped=SHIPPED,
+        foreign=FOREIGN["clip"] + FOREIGN["sam"],
     output:
         "results/{run}/cost.json",
     log:
@@ -45,7 +45,9 @@ rule cost:
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         runtime=30,
     params:
-        cfg=on_device(segmenter=config["segmenter"], organs=ORGANS, **BACKBONE),
+        cfg=on_device(
+            "clip", "sam", segmenter=config["segmenter"], organs=ORGANS, **BACKBONE
+        ),
         code=code("cost.py"),
     message:
         "Count the operations of one forward"

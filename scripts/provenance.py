@@ -28,7 +28,11 @@ with job(snakemake):
 
     changes = git("status", "--porcelain", "--untracked-files=no")
     cost = json.loads(Path(snakemake.input.cost).read_text())
-    weights = {str(path): sha256(path) for path in snakemake.input.weights}
+    weights = {str(path): sha256(path) for path in snakemake.input.weights} | {
+        f"resources/compact/{model}.safetensors": checksum
+        for model, checksum in snakemake.params.shipped.items()
+        if checksum
+    }
     packages = [
         line.split("==")[0]
         for line in (root / "envs" / "requirements.in").read_text().splitlines()

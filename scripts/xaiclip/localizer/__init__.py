@@ -1,0 +1,1 @@
+"""The localizer: a frozen vision-language backbone, learned prompts, and a map maker."""

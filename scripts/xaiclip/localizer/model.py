@@ -1,0 +1,206 @@
+"""The localizer: adapted tokens, their likeness to the prompts, and a U-Net that maps organs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks.convolutions import Convolution
+from monai.networks.blocks.upsample import SubpixelUpsample
+from monai.networks.nets.unet import UNet
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from xaiclip.errors import ConfigError
+from xaiclip.files import atomic
+from xaiclip.localizer.backbone import Backbone, BackboneSettings, load_backbone
+from xaiclip.localizer.prompts import Prompts
+
+SIZE = 224
+_NORM = ("group", {"num_groups": 4})
+
+
+@dataclass(frozen=True)
+class LocalizerSettings:
+    """What is trained on top of the frozen backbone.
+
+    ``context`` (M) and ``class_specific`` shape the prompts; ``text=False`` is the ablation that
+    feeds zeros for everything that comes from the text. ``width`` (a multiple of 32) is the
+    channel count of the map maker on the token grid.
+    """
+
+    context: int = 8
+    class_specific: bool = True
+    text: bool = True
+    width: int = 64
+
+
+DEFAULTS = LocalizerSettings()
+
+
+class MapMaker(nn.Module):
+    """A U-Net on the token grid, then learned upsampling by eight, then bilinear to 224.
+
+    A patch's channels hold what is inside it. Beside the U-Net, 1×1 convolutions unfold them
+    directly to two and four times the grid, as a U-Net's skip connections would bring the detail.
+    """
+
+    def __init__(self, in_channels: int, classes: int, width: int) -> None:
+        super().__init__()
+        self.unet = UNet(
+            spatial_dims=2,
+            in_channels=in_channels,
+            out_channels=width,
+            channels=(width, width * 3 // 2, width * 2),
+            strides=(2, 2),
+            num_res_units=1,
+            norm=_NORM,
+        )
+        self.skips, self.ups, self.mixes = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        wide = width
+        for factor, narrow, detail in ((2, width * 3 // 4, 16), (4, width * 3 // 8, 16)):
+            skip = nn.Conv2d(in_channels, detail * factor**2, 1)
+            self.skips.append(nn.Sequential(skip, nn.PixelShuffle(factor)))
+            self.ups.append(nn.ConvTranspose2d(wide, narrow, 2, stride=2))
+            self.mixes.append(Convolution(2, narrow + detail, narrow, norm=_NORM, act="relu"))
+            wide = narrow
+        self.head = SubpixelUpsample(2, wide, classes, 2, apply_pad_pool=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, g, g) → (B, classes, 8g, 8g)."""
+        found = self.unet(x)
+        for skip, up, mix in zip(self.skips, self.ups, self.mixes, strict=True):
+            found = mix(torch.cat([up(found), skip(x)], dim=1))
+        logits: Tensor = self.head(found)
+        return logits
+
+
+class Localizer(nn.Module):
+    """Per-class logits at 224×224 from a preprocessed slice.
+
+    For each chosen block a 1×1 convolution adapts the tokens to the text space, followed by L2
+    norm; their cosine with each class's prompt is a map. The map maker sees the adapted tokens
+    and all cosine maps, so the text acts on every place by itself; the last block's cosine map
+    is also added to the class's logits. Only prompts, adapter and map maker have gradients.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: Sequence[str],
+        settings: LocalizerSettings = DEFAULTS,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.settings, self.classes = settings, tuple(classes)
+        self.backbone = backbone
+        generator = torch.Generator().manual_seed(seed)
+        self.prompts = Prompts(
+            backbone, classes, settings.context, settings.class_specific, generator
+        )
+        blocks, dim = len(backbone.blocks), backbone.embed_dim
+        with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global state
+            torch.manual_seed(seed)
+            self.adapter = nn.ModuleList(nn.Conv2d(backbone.width, dim, 1) for _ in range(blocks))
+            self.sharpness = nn.Parameter(torch.full((blocks + 1,), 10.0))
+            self.maps = MapMaker(blocks * (dim + len(classes)), len(classes), settings.width)
+
+    def trainable(self) -> dict[str, Tensor]:
+        """The parameters that train, by name; the frozen model is not among them."""
+        return {k: p for k, p in self.named_parameters() if not k.startswith("backbone.")}
+
+    def decode(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Tokens of the backbone, one (B, C, g, g) per block → logits (B, classes, 224, 224)."""
+        adapted = [
+            F.normalize(layer(t.float()), dim=1)
+            for layer, t in zip(self.adapter, tokens, strict=True)
+        ]
+        if self.settings.text:
+            text = self.prompts()
+            cosines = [torch.einsum("bdhw,kd->bkhw", a, text) for a in adapted]
+        else:
+            cosines = [a.new_zeros(len(a), len(self.classes), *a.shape[2:]) for a in adapted]
+        scaled = [c * s for c, s in zip(cosines, self.sharpness[:-1], strict=True)]
+        unit = self.backbone.embed_dim**0.5  # unit vectors to unit variance
+        logits = self.maps(torch.cat([a * unit for a in adapted] + scaled, dim=1))
+        direct = F.interpolate(cosines[-1] * self.sharpness[-1], logits.shape[2:], mode="bilinear")
+        return F.interpolate(logits + direct, (SIZE, SIZE), mode="bilinear")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B, 224, 224) → logits (B, classes, 224, 224)."""
+        return self.decode(self.backbone(images))
+
+
+@torch.inference_mode()
+def predict(localizer: Localizer, images: NDArray, batch_size: int = 16) -> NDArray:
+    """Probability maps of preprocessed slices.
+
+    Args:
+        localizer: trained.
+        images: uint8 (B, 224, 224) on the letterbox grid.
+        batch_size: slices at a time.
+
+    Returns:
+        float32 (B, classes, 224, 224); the classes sum to 1 in each pixel.
+    """
+    localizer.eval()
+    device = localizer.sharpness.device
+    parts = torch.from_numpy(images).split(batch_size)
+    found = [localizer(part.to(device)).softmax(1).float().cpu() for part in parts]
+    return torch.cat(found).numpy()
+
+
+def save_localizer(path: Path, localizer: Localizer) -> None:
+    """Write the trained parameters, and in the file's header what they belong to."""
+    backbone = localizer.backbone
+    about = {
+        "classes": list(localizer.classes),
+        "settings": asdict(localizer.settings),
+        "backbone": {"model": backbone.name, "blocks": list(backbone.blocks)},
+        "fingerprint": backbone.fingerprint,
+    }
+    tensors = {k: p.detach().cpu().contiguous() for k, p in localizer.trainable().items()}
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata={"localizer": json.dumps(about)})
+
+
+def load_localizer(path: Path, backbone: BackboneSettings | Backbone | None = None) -> Localizer:
+    """Read what `save_localizer` wrote, with the same backbone.
+
+    Args:
+        path: the .safetensors file.
+        backbone: where to find the backbone's weights if they are not where they were at
+            training, or a loaded backbone.
+
+    Raises:
+        ConfigError: not such a file, or the backbone's weights are others than at training.
+    """
+    try:
+        with safe_open(path, framework="pt") as stored:
+            about = json.loads(stored.metadata()["localizer"])
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is not a trained localizer: give the .safetensors file of another run."
+        ) from error
+    if not isinstance(backbone, Backbone):
+        model = backbone or BackboneSettings(about["backbone"]["model"])
+        blocks = tuple(about["backbone"]["blocks"])
+        backbone = load_backbone(BackboneSettings(model.model, model.pretrained, blocks))
+    if backbone.fingerprint != about["fingerprint"]:
+        raise ConfigError(
+            f"{path} was trained on other weights of backbone '{about['backbone']['model']}': "
+            "use those, or train the localizer again."
+        )
+    localizer = Localizer(backbone, about["classes"], LocalizerSettings(**about["settings"]))
+    found = localizer.load_state_dict(tensors, strict=False)
+    lacking = [k for k in found.missing_keys if k in localizer.trainable()]
+    if lacking or found.unexpected_keys:
+        raise ConfigError(f"{path} comes from another version: train the localizer again.")
+    return localizer.eval()

@@ -1,0 +1,239 @@
+"""Training of the localizer on the cached tokens of the frozen backbone."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xaiclip.errors import ConfigError
+from xaiclip.localizer.backbone import Backbone
+from xaiclip.localizer.model import DEFAULTS as MODEL_DEFAULTS
+from xaiclip.localizer.model import SIZE, Localizer, LocalizerSettings
+
+log = logging.getLogger(__name__)
+
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Adam with cosine decay on Dice + cross-entropy.
+
+    ``views`` is the number of versions of each training slice whose tokens are kept: the slice
+    itself and augmented ones. ``cache_gib`` limits the memory for them; beyond it tokens are
+    computed in each step. ``validation_fraction`` of the cases selects the epoch.
+    """
+
+    epochs: int = 30
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    validation_fraction: float = 0.2
+    views: int = 4
+    cache_gib: float = 8.0
+    seed: int = 0
+
+
+DEFAULTS = TrainingSettings()
+
+
+def dice_ce(logits: Tensor, labels: Tensor, eps: float = 1.0) -> Tensor:
+    """Equations 9–11: 1 − macro Dice + mean cross-entropy, over the labelled pixels of a batch.
+
+    Args:
+        logits: (B, C, H, W).
+        labels: integer (B, H, W), class indices; 255 = not labelled, such pixels do not count.
+        eps: added once to numerator and denominator, so an absent class that is not predicted
+            has Dice 1.
+    """
+    known = labels != IGNORE
+    target = torch.where(known, labels, 0).long()
+    p = logits.float().softmax(1) * known[:, None]
+    g = F.one_hot(target, logits.shape[1]).permute(0, 3, 1, 2) * known[:, None]
+    both, either = (p * g).sum((0, 2, 3)), (p + g).sum((0, 2, 3))
+    dice = ((2 * both + eps) / (either + eps)).mean()
+    entropy = F.cross_entropy(logits.float(), target, reduction="none")
+    return 1 - dice + (entropy * known).sum() / known.sum().clamp_min(1)
+
+
+def augment(
+    image: NDArray[np.uint8], label: NDArray[np.uint8], rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Light changes of pose and grey values; never a flip, which would swap the kidneys."""
+    centre, scale = (SIZE / 2, SIZE / 2), float(np.exp(rng.uniform(-0.12, 0.12)))
+    turn = np.array(cv2.getRotationMatrix2D(centre, rng.uniform(-10, 10), scale), dtype=np.float64)
+    turn[:, 2] += rng.uniform(-12, 12, 2)
+    moved = np.asarray(cv2.warpAffine(image, turn, (SIZE, SIZE), flags=cv2.INTER_LINEAR))
+    target = np.asarray(cv2.warpAffine(label, turn, (SIZE, SIZE), flags=cv2.INTER_NEAREST))
+    grey = (moved / 255.0) ** np.exp(rng.normal(0, 0.2)) * 255 * rng.uniform(0.85, 1.1)
+    grey = grey + rng.standard_normal(grey.shape) * rng.uniform(0, 8) * (moved > 0)
+    if rng.random() < 0.2:
+        grey = np.asarray(cv2.GaussianBlur(grey, (0, 0), rng.uniform(0.4, 1.0)))
+    return np.clip(grey, 0, 255).astype(np.uint8), target.astype(np.uint8)
+
+
+def split_cases(cases: Sequence[str], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """True for the slices of the cases that validate; whole cases, at least one on each side."""
+    names = sorted(set(cases))
+    count = min(max(1, round(fraction * len(names))), len(names) - 1) if fraction > 0 else 0
+    chosen = np.random.default_rng(seed).permutation(names)[:count]
+    return np.isin(np.asarray(cases), chosen)
+
+
+def train(
+    backbone: Backbone,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    cases: Sequence[str],
+    classes: Sequence[str],
+    localizer_settings: LocalizerSettings = MODEL_DEFAULTS,
+    settings: TrainingSettings = DEFAULTS,
+    progress: Callable[[dict[str, float]], None] | None = None,
+) -> tuple[Localizer, list[dict[str, float]]]:
+    """Train a localizer.
+
+    Args:
+        backbone: frozen.
+        images: uint8 (N, 224, 224), preprocessed slices.
+        labels: uint8 (N, 224, 224), class indices, 255 = not labelled.
+        cases: name of the case of each slice: slices of one case stay on one side of the split.
+        classes: class names, background first.
+        localizer_settings, settings: see there.
+        progress: called with each epoch's row.
+
+    Returns:
+        The localizer of the epoch with the best mean organ Dice on the validation cases (the last
+        epoch if there are none), and one row per epoch: epoch, train_loss, val_loss, val_dice,
+        ``val_dice_{class}``, selected (0 or 1). Without validation cases those are absent.
+
+    Raises:
+        ConfigError: no training slice, or a label beyond the classes.
+    """
+    if not len(images):
+        raise ConfigError("No training slice is left: see skipped.tsv, or add training cases.")
+    if labels[labels != IGNORE].max(initial=0) >= len(classes):
+        raise ConfigError("The labels hold more classes than the config's list of classes.")
+    rng = np.random.default_rng(settings.seed)
+    validating = split_cases(cases, settings.validation_fraction, settings.seed)
+    localizer = Localizer(backbone, classes, localizer_settings, settings.seed)
+    device = next(iter(backbone.buffers())).device
+    localizer.to(device)
+    views = _Views(backbone, images[~validating], labels[~validating], settings, rng)
+    checks = _Views(backbone, images[validating], labels[validating], settings, None)
+    parameters = list(localizer.trainable().values())
+    optimizer = torch.optim.Adam(parameters, settings.learning_rate, betas=(0.5, 0.999))
+    per_epoch = -(-len(views) // settings.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, settings.epochs * per_epoch, settings.learning_rate * 0.01
+    )
+    best, best_epoch, best_weights = -1.0, 0, {}
+    rows: list[dict[str, float]] = []
+    for epoch in range(1, settings.epochs + 1):
+        localizer.train()
+        losses = []
+        for chosen in np.array_split(rng.permutation(len(views)), per_epoch):
+            tokens, target = views.take(chosen, rng)
+            loss = dice_ce(localizer.decode(tokens), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item() * len(chosen))
+        row = {"epoch": float(epoch), "train_loss": sum(losses) / len(views)}
+        if len(checks):
+            row |= _validate(localizer, checks, classes, settings.batch_size)
+        rows.append(row)
+        if row.get("val_dice", float(epoch)) > best:
+            best, best_epoch = row.get("val_dice", float(epoch)), epoch
+            best_weights = copy.deepcopy({k: p.data for k, p in localizer.trainable().items()})
+        log.info("epoch %d: %s", epoch, {k: round(v, 4) for k, v in row.items()})
+        if progress is not None:
+            progress(row)
+    localizer.load_state_dict(best_weights, strict=False)
+    for row in rows:
+        row["selected"] = float(row["epoch"] == best_epoch)
+    return localizer.eval(), rows
+
+
+@torch.inference_mode()
+def _validate(
+    localizer: Localizer, checks: _Views, classes: Sequence[str], batch_size: int
+) -> dict[str, float]:
+    """Loss, and Dice per class over all pixels of the validation slices (nan: class absent)."""
+    localizer.eval()
+    losses = []
+    both = either = real = torch.zeros(len(classes))
+    for chosen in np.array_split(np.arange(len(checks)), -(-len(checks) // batch_size)):
+        tokens, target = checks.take(chosen, None)
+        logits = localizer.decode(tokens)
+        losses.append(dice_ce(logits, target).item() * len(chosen))
+        known = (target != IGNORE)[:, None]
+        p = F.one_hot(logits.argmax(1), len(classes)).permute(0, 3, 1, 2) * known
+        g = F.one_hot(torch.where(known[:, 0], target, 0).long(), len(classes))
+        g = g.permute(0, 3, 1, 2) * known
+        both = both + (p * g).sum((0, 2, 3)).cpu()
+        either = either + (p + g).sum((0, 2, 3)).cpu()
+        real = real + g.sum((0, 2, 3)).cpu()
+    dice = torch.where(real > 0, 2 * both / either, torch.nan).tolist()
+    return {
+        "val_loss": sum(losses) / len(checks),
+        "val_dice": float(np.nanmean(dice[1:])) if np.isfinite(dice[1:]).any() else 0.0,
+        **{f"val_dice_{name}": value for name, value in zip(classes, dice, strict=True)},
+    }
+
+
+class _Views:
+    """Tokens and labels of slices, each in one or more versions."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.uint8],
+        settings: TrainingSettings,
+        rng: np.random.Generator | None,
+    ) -> None:
+        self.backbone = backbone
+        self.count = len(images)
+        self.versions = settings.views if rng is not None else 1
+        self.device = next(iter(backbone.buffers())).device
+        all_images, all_labels = [images], [labels]
+        for _ in range(self.versions - 1):
+            assert rng is not None
+            pairs = [augment(i, m, rng) for i, m in zip(images, labels, strict=True)]
+            all_images.append(np.stack([p[0] for p in pairs]))
+            all_labels.append(np.stack([p[1] for p in pairs]))
+        self.images = torch.from_numpy(np.concatenate(all_images))
+        self.labels = torch.from_numpy(np.concatenate(all_labels))
+        values = len(backbone.blocks) * backbone.width * backbone.grid**2
+        self.tokens: list[Tensor] | None = None
+        if 2 * values * len(self.images) <= settings.cache_gib * 2**30 and self.count:
+            parts = [
+                [t.half().cpu() for t in backbone(part.to(self.device))]
+                for part in self.images.split(16)
+            ]
+            self.tokens = [torch.cat(block) for block in zip(*parts, strict=True)]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def take(
+        self, chosen: NDArray[np.intp], rng: np.random.Generator | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Tokens and labels of the slices ``chosen``, each in a version that ``rng`` draws."""
+        at = torch.from_numpy(chosen)
+        if rng is not None:
+            at = at + self.count * torch.from_numpy(rng.integers(self.versions, size=len(at)))
+        if self.tokens is None:
+            tokens = self.backbone(self.images[at].to(self.device))
+        else:
+            tokens = [block[at].to(self.device).float() for block in self.tokens]
+        return tokens, self.labels[at].to(self.device)
