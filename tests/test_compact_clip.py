@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
-from xaiclip.preprocess import PreprocessSettings
 
 from xaiclip.data.pool import PoolSlice
 from xaiclip.localizer import compact_clip
@@ -31,6 +30,7 @@ from xaiclip.localizer.compact_clip import (
     train_clip,
     write_vocabulary,
 )
+from xaiclip.preprocess import PreprocessSettings
 
 
 def piece(volume: int = 0, modality: str = "CT") -> PoolSlice:
