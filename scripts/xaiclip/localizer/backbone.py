@@ -142,6 +142,19 @@ class Backbone(nn.Module):
         by_block = dict(zip(sorted(set(self.blocks)), found, strict=True))
         return [by_block[block] for block in self.blocks]
 
+    def projection(self) -> Tensor | None:
+        """The model's own way from a token to the text space, (embed_dim, width), up to scale.
+
+        The final norm's centring and gain are folded into the projection; its division by the
+        token's spread does not change a direction, and its shift is left out. None where the
+        tower has no plain projection (timm).
+        """
+        visual = self.clip.visual
+        if not isinstance(visual, VisionTransformer) or visual.proj is None:
+            return None
+        weight = visual.proj.detach().T * visual.ln_post.weight.detach()
+        return weight - weight.mean(1, keepdim=True)
+
 
 def load_backbone(settings: BackboneSettings) -> Backbone:
     """Build the backbone and load its weights (never unpickling code).

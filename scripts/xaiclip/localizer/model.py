@@ -107,7 +107,14 @@ class Localizer(nn.Module):
         blocks, dim = len(backbone.blocks), backbone.embed_dim
         with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global state
             torch.manual_seed(seed)
-            self.adapter = nn.ModuleList(nn.Conv2d(backbone.width, dim, 1) for _ in range(blocks))
+            layers = [nn.Conv2d(backbone.width, dim, 1) for _ in range(blocks)]
+            own = backbone.projection()
+            if own is not None:
+                # begin where the frozen model ends: the cosine maps start as its zero-shot maps
+                for layer in layers:
+                    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+                    layer.weight.data.copy_(own[..., None, None])
+            self.adapter = nn.ModuleList(layers)
             self.sharpness = nn.Parameter(torch.full((blocks + 1,), 10.0))
             self.maps = MapMaker(blocks * (dim + len(classes)), len(classes), settings.width)
 
