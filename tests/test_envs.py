@@ -28,7 +28,7 @@ def normal(name):
 
 def pins(name):
     """Package → version of an environment file."""
-    content = yaml.safe_load((ROOT / "envs" / f"{name}.yaml").read_text())
+    content = yaml.safe_load((ROOT / "envs" / f"{name}.yaml").read_text(encoding="utf-8"))
     found = {}
     for entry in content["dependencies"]:
         for line in entry["pip"] if isinstance(entry, dict) else [entry]:
@@ -39,7 +39,9 @@ def pins(name):
 
 def rules():
     """Script, environment and methods of every rule."""
-    text = "\n".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
+    text = "\n".join(
+        path.read_text(encoding="utf-8") for path in sorted((ROOT / "rules").glob("*.smk"))
+    )
     pattern = r'conda:\s+"\.\./envs/(\w+)\.yaml".*?script:\s+"\.\./scripts/(\w+\.py)"'
     return sorted({(script, env) for env, script in re.findall(pattern, text, re.S)})
 
@@ -64,7 +66,9 @@ def third_party(script):
 
 
 def test_every_rule_with_a_script_names_an_environment():
-    text = "\n".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
+    text = "\n".join(
+        path.read_text(encoding="utf-8") for path in sorted((ROOT / "rules").glob("*.smk"))
+    )
     assert text.count("script:") == text.count("conda:") == len(re.findall(r"\n +log:", text))
 
 
@@ -75,7 +79,7 @@ def test_environment_holds_what_the_script_imports(script, env):
 
 @pytest.mark.parametrize("env", ["data", "torch", "report"])
 def test_environments_pin_what_the_requirements_pin(env):
-    text = (ROOT / "envs/requirements.txt").read_text()
+    text = (ROOT / "envs/requirements.txt").read_text(encoding="utf-8")
     locked = {
         (normal(name), version)
         for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.M)

@@ -73,7 +73,7 @@ def overlay(study, tmp_path):
     """Plans the finished study with keys changed."""
 
     def plan(**changes):
-        config = yaml.safe_load(TINY.read_text())
+        config = yaml.safe_load(TINY.read_text(encoding="utf-8"))
         for dotted, value in changes.items():
             *sections, key = dotted.split("__")
             node = config
@@ -108,7 +108,9 @@ def test_guidance_saves_forwards(results):
     table = pd.read_parquet(results / "metrics/explanations.parquet")
     table = table[table.skipped.isna() & table.primary & (table.method == "occlusion")]
     assert table[table.guidance == "full"].rho.eq(1).all()
-    assert table[table.roi_source == "localizer"].rho.lt(1).all()
+    guided = table[table.roi_source == "localizer"].rho
+    assert guided.le(1).all()
+    assert guided.mean() < 0.95
 
 
 def test_localizer_and_segmenter_tables(results):
@@ -123,7 +125,7 @@ def test_localizer_and_segmenter_tables(results):
 def test_tables_and_figures(results):
     for name in ("table2", "segmenter", "table3", "table3_variants"):
         assert len(pd.read_csv(results / f"tables/{name}.csv")) > 0
-        assert (results / f"tables/{name}.md").read_text().count("|") > 10
+        assert (results / f"tables/{name}.md").read_text(encoding="utf-8").count("|") > 10
     figures = {path.stem for path in (results / "figures").glob("*.png")}
     assert {f"figure{number:02d}" for number in range(2, 14)} == {name[:8] for name in figures} - {
         "training"
@@ -160,9 +162,9 @@ def test_nothing_is_left_to_do(overlay):
         (
             {"methods__lime__samples": 9},
             {
-                "score": 4 * 2,
-                "attribute": 4 * 2,
-                "maps": 4 * 2,
+                "score": 4,
+                "attribute": 4,
+                "maps": 4,
                 "metrics": 1,
                 "skipped": 1,
                 "table2": 1,
@@ -196,7 +198,7 @@ def test_an_edited_module_reruns_its_importers(study, tmp_path):
     module = copy / "scripts/xaiclip/explain/rise.py"
     module.write_text(module.read_text() + "\n# edited\n")
     plan = planned(study, "--configfile", str(TINY), root=copy)
-    assert plan["score"] == plan["attribute"] == 4 * 2
+    assert plan["score"] == plan["attribute"] == 4
     assert "train_localizer" not in plan
     assert "segment" not in plan
 
