@@ -236,3 +236,13 @@ def test_not_a_localizer(tmp_path: Path, content: bytes | None) -> None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match="not a trained localizer"):
         load_localizer(path)
+
+
+def test_a_localizer_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    frozen = backbone()
+    localizer = Localizer(frozen, CLASSES, SMALL)
+    localizer.sharpness = torch.nn.Parameter(torch.zeros(7))
+    path = tmp_path / "localizer.safetensors"
+    save_localizer(path, localizer)
+    with pytest.raises(ConfigError, match="another version"):
+        load_localizer(path, frozen)
