@@ -107,17 +107,6 @@ def segmenter_cost(segmenter: Segmenter, prompts: Prompts) -> SegmenterCost:
     )
 
 
-def ledger(n_forwards: int, segmenter: SegmenterCost, localizer: Gflops | None = None) -> Gflops:
-    """The cost of one slice's explanation, shared by its organs (section IV-C).
-
-    Args:
-        n_forwards: as counted in the loop, the unperturbed one included.
-        localizer: the cost of finding the ROI; None where none was needed.
-    """
-    forwards = segmenter.forward * n_forwards
-    return forwards if localizer is None else forwards + localizer
-
-
 def networks(holder: object) -> list[nn.Module]:
     """The network that ``holder`` is, or those that its attributes hold."""
     if isinstance(holder, nn.Module):
