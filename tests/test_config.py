@@ -39,6 +39,12 @@ def test_overlay_keeps_the_other_keys_of_a_section():
     assert full["roi"] == {**config.default_config()["roi"], "sigma": 3}
 
 
+def test_a_segmenter_of_ones_own_needs_no_checkpoint():
+    assert (
+        config.complete({"segmenter": {"model": "mine.py:make"}})["segmenter"]["checkpoint"] is None
+    )
+
+
 def test_complete_is_idempotent_and_leaves_its_input_alone():
     given = {"data": {"labels": {1: "liver"}}, "classes": ["background", "liver"]}
     full = config.complete(given)

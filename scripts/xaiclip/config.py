@@ -199,8 +199,9 @@ def _check_together(config: Mapping[str, Any]) -> None:
             )
     if config["methods"]["occlusion"]["window"] > 512:
         raise ConfigError("config key 'methods.occlusion.window' must be at most 512 (the grid).")
-    if config["segmenter"]["model"] != "compact" and not config["segmenter"]["checkpoint"]:
+    model = config["segmenter"]["model"]
+    # a function of the user's own (file.py:make) may need no file
+    if model != "compact" and ":" not in model and not config["segmenter"]["checkpoint"]:
         raise ConfigError(
-            f"config key 'segmenter.checkpoint' is empty; model '{config['segmenter']['model']}' "
-            "needs a weights file."
+            f"config key 'segmenter.checkpoint' is empty; model '{model}' needs a weights file."
         )
