@@ -131,9 +131,20 @@ def test_region_loss_falls_with_the_right_names() -> None:
     right = torch.zeros(1, 4, len(REGIONS))
     right[0, 0, 1] = right[0, 1, 13] = right[0, 2:, 0] = 1
     scale = torch.tensor(20.0)
-    good = region_loss(right, share, names, scale, torch.Generator().manual_seed(0))
-    bad = region_loss(right.flip(1), share, names, scale, torch.Generator().manual_seed(0))
+    good = region_loss(right, share, names, scale)
+    bad = region_loss(right.flip(1), share, names, scale)
     assert good < 1e-3 < 5 < bad
+
+
+def test_region_loss_weighs_a_region_with_the_root_of_its_area() -> None:
+    names, tokens = torch.eye(len(REGIONS)), torch.zeros(1, 5, len(REGIONS))
+    tokens[0, :, 0] = 1  # all patches are taken for background
+    share = torch.zeros(1, 5, len(REGIONS))
+    share[0, :4, 0] = share[0, 4, 11] = 1
+    chances = (9 * tokens[0, 0]).log_softmax(0)
+    right, wrong = -chances[0], -chances[11]
+    loss = region_loss(tokens, share, names, torch.tensor(9.0))
+    torch.testing.assert_close(loss, (2 * right + wrong) / 3)
 
 
 @pytest.fixture

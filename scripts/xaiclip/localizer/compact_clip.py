@@ -4,8 +4,8 @@ It plays the part of a published CLIP in the demo: a frozen model that knows ima
 Its training has two contrastive terms, both between images and text:
 
 * whole crops against captions that name what a crop shows and where (CLIP's own loss), and
-* patches inside an organ against the organ's name (as in RegionCLIP), which teaches the single
-  tokens, on which a localizer is built, and not only their mean.
+* patches against the name of the organ that fills them (as in RegionCLIP), which teaches the
+  single tokens, on which a localizer is built, and not only their mean.
 
 The captions come from the phantoms' labels; positions are those of the image as it is displayed.
 """
@@ -36,6 +36,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xaiclip.data.pool import PoolSlice, load_pool
+from xaiclip.device import autocast, choose_device
 from xaiclip.files import atomic, write_json
 from xaiclip.organs import BACKGROUND, FLARE22
 from xaiclip.preprocess import Letterbox, PreprocessSettings, enhance
@@ -329,6 +330,7 @@ class ClipSettings:
     held_out: float = 0.06
     check_every: int = 100
     minutes: float = 60.0
+    device: str = "auto"
     seed: int = 1
 
 
@@ -345,27 +347,30 @@ def encode_patches(model: CLIP, images: Tensor, keep: Tensor | None = None) -> T
     return visual.ln_post(visual.transformer(x))[:, 1:] @ visual.proj
 
 
-def to_inputs(images: NDArray[np.uint8]) -> Tensor:
-    """uint8 (B, S, S) → normalised float32 (B, 3, S, S)."""
+def to_inputs(images: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+    """uint8 (B, S, S) → normalised float32 (B, 3, S, S) on ``device``."""
     norm = CONFIG["preprocess_cfg"]
-    x = torch.from_numpy(images).float().div(255).sub(norm["mean"][0]).div(norm["std"][0])
+    x = (
+        torch.from_numpy(images)
+        .to(device)
+        .float()
+        .div(255)
+        .sub(norm["mean"][0])
+        .div(norm["std"][0])
+    )
     return x[:, None].expand(-1, 3, -1, -1)
 
 
-def region_loss(
-    tokens: Tensor, share: Tensor, names: Tensor, scale: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Contrast organ patches with the names of all regions.
+def region_loss(tokens: Tensor, share: Tensor, names: Tensor, scale: Tensor) -> Tensor:
+    """Contrast every patch with the names of all regions: softmax cross-entropy.
 
-    tokens (B, K, D), share (B, K, C) of each patch, names (C, D) unit vectors. One query per
-    image and region: a random weighting of the patches that the region fills by a third or more.
+    tokens (B, K, D), share (B, K, C) of each patch that a region fills, which is the target,
+    names (C, D) unit vectors. A region weighs with the root of its area, so that small organs are
+    learnt and large ones stay precise.
     """
-    weight = share.square() * (share >= 1 / 3)
-    weight = weight * torch.rand(weight.shape, generator=generator).pow(4)
-    query = F.normalize(torch.einsum("bkc,bkd->bcd", weight, tokens), dim=-1)
-    present = weight.sum(1) > 0
-    target = torch.arange(len(names)).expand_as(present)[present]
-    return F.cross_entropy(scale * query[present] @ names.T, target)
+    chances = (scale * F.normalize(tokens, dim=-1) @ names.T).log_softmax(-1)
+    weight = share * share.sum((0, 1)).clamp(min=1).rsqrt()
+    return -(weight * chances).sum() / weight.sum()
 
 
 def build(vocab_size: int) -> CLIP:
@@ -385,13 +390,16 @@ def zero_shot(
     over the regions (chance 1/14). ``retrieval``: share of images whose own caption is nearest.
     """
     model.eval()
+    device = model.logit_scale.device
     images = np.stack([e.image for e in examples])
-    with torch.autocast("cpu", torch.bfloat16):
-        parts = [images[i : i + 32] for i in range(0, len(images), 32)]
-        tokens = torch.cat([encode_patches(model, to_inputs(part)) for part in parts])
-        names = model.encode_text(tokenize([f"the {n}" for n in REGIONS.values()]), normalize=True)
-        texts = model.encode_text(tokenize([e.caption for e in examples]), normalize=True)
-    tokens, names, texts = tokens.float(), names.float(), texts.float()
+    prompts = tokenize([f"the {n}" for n in REGIONS.values()]).to(device)
+    captions = tokenize([e.caption for e in examples]).to(device)
+    with autocast(device, "bf16"):
+        parts = [to_inputs(images[i : i + 32], device) for i in range(0, len(images), 32)]
+        tokens = torch.cat([encode_patches(model, part) for part in parts])
+        names = model.encode_text(prompts, normalize=True)
+        texts = model.encode_text(captions, normalize=True)
+    tokens, names, texts = tokens.float().cpu(), names.float().cpu(), texts.float().cpu()
     grid = math.isqrt(tokens.shape[1])
     share = coverage(np.stack([e.label for e in examples]), grid)
     found = (F.normalize(tokens, dim=-1) @ names.T).argmax(-1)
@@ -423,8 +431,9 @@ def train_clip(pool_folder: Path, folder: Path, settings: ClipSettings = ClipSet
     chosen = rng.choice(len(held_out), min(96, len(held_out)), replace=False)
     checks = [example(held_out[i], rng, preprocess, augment=False) for i in chosen]
 
+    device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
-    model = build(vocab_size)
+    model = build(vocab_size).to(device)
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -454,11 +463,12 @@ def train_clip(pool_folder: Path, folder: Path, settings: ClipSettings = ClipSet
         rng = np.random.default_rng([settings.seed, step])
         generator = torch.Generator().manual_seed(settings.seed + step)
         batch = draw_batch(training, settings.batch, rng, preprocess)
-        share = coverage(np.stack([e.label for e in batch]), model.visual.grid_size[0])
+        images = to_inputs(np.stack([e.image for e in batch]), device)
+        share = coverage(np.stack([e.label for e in batch]), model.visual.grid_size[0]).to(device)
         keep = None
         if progress < settings.masked:
             order = torch.rand(len(batch), patches, generator=generator).argsort(1)
-            keep = order[:, : round(settings.keep * patches)]
+            keep = order[:, : round(settings.keep * patches)].to(device)
             share = share.gather(1, keep[..., None].expand(-1, -1, share.shape[2]))
         names = [
             _REGION_PROMPTS[int(rng.integers(len(_REGION_PROMPTS)))].format(c=name)
@@ -468,14 +478,15 @@ def train_clip(pool_folder: Path, folder: Path, settings: ClipSettings = ClipSet
             group["lr"] = settings.learning_rate * min(
                 (step + 1) / settings.warmup, 0.02 + 0.49 * (1 + math.cos(math.pi * progress))
             )
-        with torch.autocast("cpu", torch.bfloat16):
-            tokens = encode_patches(model, to_inputs(np.stack([e.image for e in batch])), keep)
-            texts = model.encode_text(tokenize([e.caption for e in batch] + names), normalize=True)
+        words = tokenize([e.caption for e in batch] + names).to(device)
+        with autocast(device, "bf16"):
+            tokens = encode_patches(model, images, keep)
+            texts = model.encode_text(words, normalize=True)
         tokens, texts = tokens.float(), texts.float()
         scale = model.logit_scale.exp()
         pooled = F.normalize(tokens.mean(1), dim=-1)
         whole = contrast(pooled, texts[: len(batch)], scale)
-        parts = region_loss(tokens, share, texts[len(batch) :], scale, generator)
+        parts = region_loss(tokens, share, texts[len(batch) :], scale)
         optimizer.zero_grad()
         (whole + settings.region * parts).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -527,7 +538,8 @@ def _export(model: CLIP, vocab_size: int, folder: Path) -> None:
     config["model_cfg"]["text_cfg"]["vocab_size"] = vocab_size
     write_json(folder / "clip.json", config)
     with atomic(folder / "clip.safetensors") as temporary:
-        save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, temporary)
+        weights = {k: v.cpu().half().contiguous() for k, v in model.state_dict().items()}
+        save_file(weights, temporary)
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
