@@ -55,6 +55,17 @@ def batch_names(split):
     }
 
 
+def factory_code(factory):
+    """Hash of the user's own segmenter: its file, and files beside it that it imports."""
+    if not factory:
+        return None
+    file = Path(factory.rpartition(":")[0])
+    try:
+        return provenance.code_hash(file.name, root=file.parent)
+    except SyntaxError as error:
+        raise ConfigError(f"config key 'segmenter.factory': {error}.") from None
+
+
 try:
     # in place: rules read `config`, and a rule's params must not hang on what a default was
     completed = complete(config)
@@ -79,6 +90,7 @@ try:
     for key, path in {
         "localizer.weights": config["localizer"]["weights"],
         "segmenter.checkpoint": config["segmenter"]["checkpoint"],
+        "segmenter.factory": (config["segmenter"]["factory"] or "").rpartition(":")[0],
     }.items():
         if path and not Path(path).exists():
             cure = (
@@ -87,6 +99,7 @@ try:
                 else ""
             )
             raise ConfigError(f"config key '{key}': there is no file '{path}'{cure}.")
+    FACTORY = factory_code(config["segmenter"]["factory"])
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -99,14 +112,23 @@ VARIANTS = (
 )
 BACKBONE = {key: config["localizer"][key] for key in ("backbone", "pretrained")}
 
+
+
+def files_of(*paths):
+    """The files among ``paths``, and those in the folders among them; names are left out."""
+    return sorted(
+        str(file)
+        for path in paths
+        if path and Path(path).exists()
+        for file in ([Path(path)] if Path(path).is_file() else Path(path).rglob("*"))
+        if file.is_file()
+    )
+
+
 # Weights from outside the workflow, as input files: others mean other results.
 FOREIGN = {
-    "clip": [
-        path
-        for path in [config["localizer"]["pretrained"]]
-        if path and Path(path).exists()
-    ],
-    "sam": [path for path in [config["segmenter"]["checkpoint"]] if path],
+    "clip": files_of(*BACKBONE.values()),
+    "sam": files_of(config["segmenter"]["checkpoint"]),
 }
 METRICS = ["localizer", "segmenter", "explanations"]
 
@@ -172,7 +194,8 @@ def shipped(model):
     section, key = {"clip": ("localizer", "backbone"), "sam": ("segmenter", "model")}[
         model
     ]
-    if config[section][key] != "compact":
+    own = model == "sam" and config["segmenter"]["factory"]
+    if config[section][key] != "compact" or own:
         return None
     path = Path(workflow.basedir) / "resources" / "compact" / f"{model}.safetensors"
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
@@ -185,6 +208,7 @@ def on_device(*models, **settings):
         "device": config["device"],
         "precision": config["precision"],
         "shipped": {model: shipped(model) for model in models},
+        "factory": FACTORY if "sam" in models else None,
     }
 
 

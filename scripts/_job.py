@@ -6,20 +6,30 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from xaiclip.errors import CaseError, ConfigError
+from xaiclip.lease import leased_gpu
+
+#: Limits that libraries read when they are loaded.
+THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "OPENCV_FOR_THREADS_NUM",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
 
 
 @contextmanager
 def job(snakemake: Any) -> Iterator[logging.Logger]:
     """Log to the rule's log file and to stderr; end with one sentence where the input is wrong.
 
-    Libraries get as many threads as Snakemake granted. Import them inside the block: some read
-    the limit when they are loaded.
+    Libraries get as many threads as Snakemake granted, and a job that runs models has one GPU to
+    itself. Import libraries inside the block: they read both when they are loaded.
     """
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    for name in THREADS:
         os.environ[name] = str(snakemake.threads)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if snakemake.log:
@@ -33,10 +43,20 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
     )
     log = logging.getLogger("xaiclip")
     try:
-        yield log
+        with leased_gpu() if _wants_gpu(snakemake) else nullcontext() as gpu:
+            if gpu:
+                log.info("GPU %s", gpu)
+            yield log
     except (CaseError, ConfigError) as error:
         log.error("%s", error)
         sys.exit(1)
     except Exception:
         log.exception("rule %s failed", snakemake.rule)
         raise
+
+
+def _wants_gpu(snakemake: Any) -> bool:
+    """Whether the rule asks for a GPU and the study lets it have one."""
+    cfg = getattr(snakemake.params, "cfg", None)
+    device = cfg.get("device") if isinstance(cfg, dict) else None
+    return bool(getattr(snakemake.resources, "gpu", 0)) and device in ("auto", "cuda")

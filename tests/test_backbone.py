@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import open_clip
+import open_clip.factory as factory
 import pytest
 import torch
+import transformers
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import QuickGELU
@@ -22,6 +25,7 @@ from xaiclip.localizer.backbone import (
     load_backbone,
 )
 from xaiclip.localizer.compact_clip import VOCABULARY, write_vocabulary
+from xaiclip.localizer.prompts import Prompts
 
 VISION = {"image_size": 56, "patch_size": 14, "width": 32, "head_width": 16, "layers": 4}
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -171,11 +175,167 @@ def test_unknown_models(settings: BackboneSettings, message: str) -> None:
 
 
 def test_named_model_with_a_checkpoint_file(tmp_path: Path, monkeypatch) -> None:
-    import open_clip.factory
-
     config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "mini", config)
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "mini", config)
     clip = small_clip()
     torch.save(clip.state_dict(), tmp_path / "mini.pt")
     backbone = load_backbone(BackboneSettings("mini", str(tmp_path / "mini.pt")))
     assert backbone.fingerprint == fingerprint(clip)
+
+
+# ------------------------------------------------------------------- published kinds of backbone
+
+
+def shrunk(name: str) -> dict:
+    """open_clip's own configuration with narrow layers: blocks, patch and input as published."""
+    config = open_clip.get_model_config(name)
+    config["embed_dim"] = 24
+    config["vision_cfg"] |= {"width": 32, "head_width": 16}
+    config["text_cfg"] |= {"width": 32, "heads": 2, "layers": 2}
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "grid"), [("ViT-L-14", (12, 18, 24), 16), ("ViT-B-16", (6, 9, 12), 14)]
+)
+@pytest.mark.parametrize("tag", ["openai", "laion2b_s32b_b82k"])
+def test_named_backbones_with_a_tag(
+    name: str, blocks: tuple[int, ...], grid: int, tag: str, tmp_path: Path, monkeypatch
+) -> None:
+    """OpenAI's weights get QuickGELU under the plain name; others do not."""
+    config = shrunk(name)
+    monkeypatch.setitem(factory._MODEL_CONFIGS, name, config)
+    torch.manual_seed(0)
+    quick = tag == "openai"
+    reference = CLIP(**config, quick_gelu=quick).eval()
+    torch.save(reference.state_dict(), tmp_path / "weights.pt")
+    tag = tag if name == "ViT-L-14" or quick else "laion2b_s34b_b88k"
+    fetched = str(tmp_path / "weights.pt")
+    monkeypatch.setattr(factory, "download_pretrained", lambda *_, **__: fetched)
+    backbone = load_backbone(BackboneSettings(name, tag))
+    assert (backbone.blocks, backbone.grid, backbone.image_size) == (blocks, grid, 224)
+    x = images(1, 224)
+    grey = (x[:, None].float() / 255 - backbone.mean) / backbone.std
+    seen = []
+    reference.visual.transformer.resblocks[-1].register_forward_hook(
+        lambda m, i, out: seen.append(out)
+    )
+    with torch.no_grad():
+        reference.encode_image(grey)
+        found = backbone(x)[-1].flatten(2).transpose(1, 2)
+        torch.testing.assert_close(found, seen[0][:, 1:], atol=1e-5, rtol=1e-5)
+        ids = backbone.tokenizer(["the left kidney"])
+        torch.testing.assert_close(backbone.clip.encode_text(ids), reference.encode_text(ids))
+
+
+def test_a_configuration_of_ones_own(tmp_path: Path) -> None:
+    config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT, "quick_gelu": True}
+    (tmp_path / "mine.json").write_text(json.dumps(config))
+    clip = small_clip(quick=True)
+    torch.save(clip.state_dict(), tmp_path / "mine.pt")
+    settings = BackboneSettings(str(tmp_path / "mine.json"), str(tmp_path / "mine.pt"))
+    backbone = load_backbone(settings)
+    assert any(isinstance(m, QuickGELU) for m in backbone.clip.modules())
+    assert torch.equal(backbone(images())[0], Backbone(clip, TOKENIZER)(images())[0])
+
+
+def test_a_folder_in_open_clips_layout(tmp_path: Path) -> None:
+    config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
+    norm = {"mean": [0.1] * 3, "std": [0.2] * 3}
+    text = json.dumps({"model_cfg": config, "preprocess_cfg": norm})
+    (tmp_path / "open_clip_config.json").write_text(text)
+    clip = small_clip()
+    torch.save(clip.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    backbone = load_backbone(BackboneSettings(str(tmp_path)))
+    assert backbone.fingerprint == fingerprint(clip)
+    assert backbone.mean.flatten().tolist() == pytest.approx([0.1] * 3)
+    (tmp_path / "open_clip_config.json").unlink()
+    with pytest.raises(ConfigError, match="neither clip.json nor open_clip_config.json"):
+        load_backbone(BackboneSettings(str(tmp_path)))
+
+
+def write_biomed(folder: Path) -> CustomTextCLIP:
+    """BiomedCLIP in miniature: a timm tower, a BERT tower with an MLP, a WordPiece tokenizer."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "x", "a", "photo", "of", "the"]
+    words += ["background", "liver", "right", "kidney"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    tokenizer = transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"))
+    tokenizer.save_pretrained(folder)
+    bert = transformers.BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+    bert.save_pretrained(folder)
+    vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_proj": "linear", "timm_pool": ""}
+    text = {
+        "hf_model_name": "somebody/bert",
+        "hf_tokenizer_name": "somebody/bert",
+        "hf_proj_type": "mlp",
+        "hf_pooler_type": "cls_last_hidden_state_pooler",
+        "context_length": 24,
+    }
+    config = {"embed_dim": 24, "vision_cfg": vision | {"image_size": 224}, "text_cfg": text}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    torch.manual_seed(0)
+    local = text | {"hf_model_name": str(folder), "hf_model_pretrained": False}
+    clip = CustomTextCLIP(24, config["vision_cfg"], local).eval()
+    torch.save(clip.state_dict(), folder / "open_clip_pytorch_model.bin")
+    return clip
+
+
+def test_biomedclip_from_a_folder_alone(tmp_path: Path, monkeypatch) -> None:
+    """Tokens and prompted text equal open_clip's forward, and nothing asks the hub."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    clip = write_biomed(tmp_path)
+    backbone = load_backbone(BackboneSettings(str(tmp_path)))
+    assert (backbone.blocks, backbone.grid, backbone.image_size) == ((6, 9, 12), 14, 224)
+    assert backbone.fingerprint == fingerprint(clip)
+    x = images(1, 224)
+    grey = (x[:, None].float() / 255 - backbone.mean) / backbone.std
+    seen = []
+    clip.visual.trunk.blocks[-1].register_forward_hook(lambda m, i, out: seen.append(out))
+    with torch.no_grad():
+        clip.encode_image(grey)
+        found = backbone(x)[-1].flatten(2).transpose(1, 2)
+        torch.testing.assert_close(found, seen[0][:, 1:], atol=1e-5, rtol=1e-5)
+        classes = ("background", "liver", "right kidney")
+        ids = backbone.tokenizer([f"a photo of the {name}" for name in classes])
+        prompts = Prompts(backbone, classes, context=4)
+        words = clip.text.transformer.get_input_embeddings()
+        prompts.context.copy_(words(ids)[:, 1:5])
+        wanted = clip.encode_text(ids, normalize=True)
+        torch.testing.assert_close(prompts(), wanted, atol=1e-5, rtol=1e-5)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match="take it from 'somebody/bert'"):
+        load_backbone(BackboneSettings(str(tmp_path)))
+
+
+def test_openais_own_file_gets_quickgelu(tmp_path: Path, monkeypatch) -> None:
+    """OpenAI published TorchScript archives in half precision with three extra numbers."""
+    monkeypatch.setitem(
+        factory._MODEL_CONFIGS, "mini", {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
+    )
+    clip = small_clip(quick=True)
+
+    class Archive(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    archive = Archive()
+    for name, value in clip.state_dict().items():
+        *path, last = name.split(".")
+        node: torch.nn.Module = archive
+        for part in path:
+            if not hasattr(node, part):
+                node.add_module(part, torch.nn.Module())
+            node = getattr(node, part)
+        node.register_buffer(last, value.half())
+    for name in ("input_resolution", "context_length", "vocab_size"):
+        archive.register_buffer(name, torch.tensor(7))
+    torch.jit.save(torch.jit.trace(archive, torch.zeros(1)), tmp_path / "mini.pt")
+    backbone = load_backbone(BackboneSettings("mini", str(tmp_path / "mini.pt")))
+    assert any(isinstance(m, QuickGELU) for m in backbone.clip.modules())
+    assert backbone.fingerprint == fingerprint(clip.half().float())

@@ -40,9 +40,8 @@ def test_overlay_keeps_the_other_keys_of_a_section():
 
 
 def test_a_segmenter_of_ones_own_needs_no_checkpoint():
-    assert (
-        config.complete({"segmenter": {"model": "mine.py:make"}})["segmenter"]["checkpoint"] is None
-    )
+    full = config.complete({"segmenter": {"factory": "mine.py:make"}})
+    assert full["segmenter"]["checkpoint"] is None
 
 
 def test_complete_is_idempotent_and_leaves_its_input_alone():
@@ -75,6 +74,16 @@ def test_complete_is_idempotent_and_leaves_its_input_alone():
         ({"explain": {"guidances": ["fully"]}}, ["'explain.guidances", "roi"]),
         ({"methods": {"occlusion": {"window": 600}}}, ["'methods.occlusion.window'", "512"]),
         ({"segmenter": {"model": "medsam"}}, ["'segmenter.checkpoint'", "medsam"]),
+        ({"segmenter": {"model": "unet"}}, ["'segmenter.model'", "medsam"]),
+        ({"segmenter": {"factory": "mine.make"}}, ["'segmenter.factory'"]),
+        ({"segmenter": {"options": {"a": 1}}}, ["'segmenter.options'", "factory"]),
+        ({"segmenter": {"checksum": "md5:12"}}, ["'segmenter.checksum'"]),
+        ({"segmenter": {"checksum": f"md5:{'0' * 32}"}}, ["'segmenter.checksum'", "checkpoint"]),
+        (
+            {"segmenter": {"adapter": {"channels": {"lever": 1}}}},
+            ["'segmenter.adapter.channels'", "lever"],
+        ),
+        ({"explain": {"batch_size": "big"}}, ["'explain.batch_size'"]),
     ],
 )
 def test_mistakes_get_one_sentence_that_names_the_key(given, words):

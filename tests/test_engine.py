@@ -6,7 +6,7 @@ import torch
 from captum.attr import FeatureAblation
 
 from explain_fakes import BOXES, ORGANS, PROMPTS, FakeSegmenter, LargestTensor, picture
-from xaiclip.explain.engine import PHASES, fill_image, score, segment
+from xaiclip.explain.engine import PHASES, BatchSize, fill_image, score, segment
 from xaiclip.explain.plan import SuperpixelPlan, WindowPlan
 from xaiclip.explain.values import VALUES, soft_dice
 from xaiclip.segmenters.base import Prompts, Segmenter
@@ -134,6 +134,62 @@ def test_batch_is_halved_when_memory_runs_out():
     )
     assert table.n_forwards == 11
     assert seen == [(2, 10), (4, 10), (6, 10), (8, 10), (10, 10)]
+
+
+def test_batch_size_is_found_by_trial_and_kept():
+    batch, model = BatchSize(1, growing=True), Cramped(5)
+    wanted = score(windows(21), MODEL, INPUTS, PROMPTS).scores
+    seen = []
+    table = score(
+        windows(21),
+        model,
+        INPUTS,
+        PROMPTS,
+        batch_size=batch,
+        progress=lambda done, _: seen.append(done),
+    )
+    assert seen == [1, 3, 7, 11, 15, 19, 21]  # 1, 2, 4; 8 did not fit; 4 from then on
+    assert (batch.value, batch.growing) == (4, False)
+    np.testing.assert_allclose(table.scores, wanted, atol=1e-5)
+    model.encoded = 0
+    score(windows(8), model, INPUTS, PROMPTS, batch_size=batch)
+    assert model.encoded == 9
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "side", "value"),
+    [
+        (7, "cuda", 256, 7),
+        ("auto", "cpu", 256, 16),
+        ("auto", "cpu", 1024, 1),
+        ("auto", "cpu", 64, 64),
+    ]
+    + [("auto", "cuda", 1024, 1), ("auto", "mps", 256, 1)],
+)
+def test_where_the_batch_size_begins(setting, device, side, value):
+    batch = BatchSize.of(setting, device, side)
+    assert batch.value == value
+    assert batch.growing == (setting == "auto" and device != "cpu")
+    assert BatchSize.of(batch, "cpu", 1) is batch
+
+
+def test_an_input_of_the_slices_aspect():
+    """Windows fall where they fall in the square."""
+
+    class Wide(FakeSegmenter):
+        def prepare(self, image):
+            return super().prepare(image)[:, ::2]
+
+        def encode(self, inputs):
+            return super().encode(inputs.repeat_interleave(2, dim=-2))
+
+    doubled = MODEL.prepare(picture())[:, ::2].repeat_interleave(2, dim=1)
+    plan = WindowPlan(
+        np.ones((2, 2), bool), 2, np.array([[0, 0, 256, 128], [128, 256, 512, 512]], np.int32)
+    )
+    square = score(plan, MODEL, doubled, PROMPTS, fill="zero")
+    wide = score(plan, Wide(), Wide().prepare(picture()), PROMPTS, fill="zero")
+    np.testing.assert_allclose(wide.scores, square.scores, atol=1e-5)
 
 
 def test_errors_that_halving_does_not_cure():

@@ -199,9 +199,24 @@ def _check_together(config: Mapping[str, Any]) -> None:
             )
     if config["methods"]["occlusion"]["window"] > 512:
         raise ConfigError("config key 'methods.occlusion.window' must be at most 512 (the grid).")
-    model = config["segmenter"]["model"]
-    # a function of the user's own (file.py:make) may need no file
-    if model != "compact" and ":" not in model and not config["segmenter"]["checkpoint"]:
+    segmenter = config["segmenter"]
+    model = segmenter["model"]
+    # a function of the user's own may need no file
+    if not segmenter["factory"] and model != "compact" and not segmenter["checkpoint"]:
         raise ConfigError(
             f"config key 'segmenter.checkpoint' is empty; model '{model}' needs a weights file."
+        )
+    if segmenter["checksum"] and not segmenter["checkpoint"]:
+        raise ConfigError(
+            "config key 'segmenter.checksum' is set, but 'segmenter.checkpoint' is empty."
+        )
+    if segmenter["options"] and not segmenter["factory"]:
+        raise ConfigError(
+            "config key 'segmenter.options' is set, but 'segmenter.factory' is empty."
+        )
+    channels = segmenter["adapter"]["channels"]
+    if channels is not None and not set(channels) & set(organs_of(config["classes"])):
+        raise ConfigError(
+            "config key 'segmenter.adapter.channels' names no organ of 'classes'; it has "
+            f"{', '.join(channels)}."
         )

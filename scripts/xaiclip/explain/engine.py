@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from xaiclip.explain.attribution import GRID
 from xaiclip.explain.values import THRESHOLD, VALUES
-from xaiclip.segmenters.base import to_mask
+from xaiclip.segmenters.base import decode, to_mask
 
 if TYPE_CHECKING:
     from xaiclip.explain.plan import Plan
@@ -50,6 +50,44 @@ class Clock:
         if self._queues:
             torch.accelerator.synchronize()
         return time.perf_counter()
+
+
+class BatchSize:
+    """How many perturbed images are encoded at once, over all slices of a job.
+
+    ``auto`` on a GPU is found by trial: 1, then twice as many after each success, until memory
+    runs out or `LARGEST` is reached. On a CPU, where running out ends the process, it is fixed by
+    the input's area. Halved when memory runs out, however it began, and then never raised again.
+    """
+
+    LARGEST = 64
+    #: Images of 256 × 256 that a CPU encodes at once.
+    ON_CPU = 16
+
+    def __init__(self, value: int, *, growing: bool = False) -> None:
+        self.value, self.growing = value, growing
+
+    @classmethod
+    def of(
+        cls, setting: int | Literal["auto"] | BatchSize, device: torch.device | str, side: int
+    ) -> BatchSize:
+        """From ``explain.batch_size``, for square inputs of ``side`` pixels."""
+        if isinstance(setting, BatchSize):
+            return setting
+        if setting != "auto":
+            return cls(setting)
+        if torch.device(device).type == "cpu":
+            return cls(max(1, min(cls.LARGEST, round(cls.ON_CPU * (256 / side) ** 2))))
+        return cls(1, growing=True)
+
+    def succeeded(self, images: int) -> None:
+        """Grow, if a full batch of ``images`` went through."""
+        if self.growing and images == self.value:
+            self.value = min(2 * self.value, self.LARGEST)
+
+    def shrink(self, images: int) -> None:
+        """Halve: a batch of ``images`` did not fit."""
+        self.value, self.growing = max(1, images // 2), False
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +150,12 @@ class ScoreTable:
 def segment(
     segmenter: Segmenter, inputs: Tensor, prompts: Prompts, clock: Clock | None = None
 ) -> Baseline:
-    """Segment the unperturbed input (3, S, S): one forward."""
+    """Segment the unperturbed input (C, h, w): one forward."""
     clock = clock or Clock(segmenter.device)
     with clock("encode"):
         embedding = segmenter.encode(inputs[None].to(segmenter.device))
     with clock("decode"):
-        logits = segmenter.decode(embedding, prompts)[0].float()
+        logits = decode(segmenter, embedding, prompts)[0]
     return Baseline(logits)
 
 
@@ -129,7 +167,7 @@ def score(
     prompts: Prompts,
     values: Sequence[str] = ("soft_dice",),
     fill: str = "mean",
-    batch_size: int = 16,
+    batch_size: int | Literal["auto"] | BatchSize = "auto",
     *,
     baseline: Baseline | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -139,12 +177,12 @@ def score(
     Args:
         plan: N perturbations.
         segmenter: the model that is explained.
-        inputs: float32 (3, S, S), what ``segmenter.prepare`` gave.
+        inputs: float32 (C, h, w), what ``segmenter.prepare`` gave.
         prompts: O organs and their boxes.
         values: names of `VALUES`.
         fill: what replaces hidden pixels: ``mean`` (of each channel), ``zero``, or ``blur``
-            (Gaussian, σ = S / 32).
-        batch_size: perturbed images encoded at once; halved when memory runs out.
+            (Gaussian, σ = the longer side / 32).
+        batch_size: perturbed images encoded at once; see `BatchSize`.
         baseline: the unperturbed segmentation; made (and counted) here if None.
         progress: called with the forwards done and N, after each batch.
 
@@ -153,6 +191,7 @@ def score(
     """
     device = segmenter.device
     clock = Clock(device)
+    batch = BatchSize.of(batch_size, device, max(inputs.shape[-2:]))
     with clock("total"):
         n_forwards = 0
         if baseline is None:
@@ -164,25 +203,26 @@ def score(
         chunks: list[Tensor] = []
         start = 0
         while start < plan.n_forwards:
-            stop = min(start + batch_size, plan.n_forwards)
+            stop = min(start + batch.value, plan.n_forwards)
             try:
                 with clock("perturb"):
-                    keep = plan.keep(start, stop, inputs.shape[-1], device)
+                    keep = _fit(plan.keep(start, stop, max(inputs.shape[-2:]), device), inputs)
                     perturbed = torch.lerp(filling, inputs, keep)
                 with clock("encode"):
                     embeddings = segmenter.encode(perturbed)
                 with clock("decode"):
-                    probability = segmenter.decode(embeddings, prompts).float().sigmoid()
+                    probability = decode(segmenter, embeddings, prompts).sigmoid()
                     chunks.append(_evaluate(probability, mask, values))
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
-                if batch_size == 1:
+                if stop - start == 1:
                     raise MemoryError("One perturbed image does not fit into memory.") from error
-                batch_size = max(1, (stop - start) // 2)
-                if torch.device(device).type == "cuda":
-                    torch.cuda.empty_cache()
+                batch.shrink(stop - start)
+                if torch.device(device).type != "cpu":
+                    torch.accelerator.empty_cache()
                 continue
+            batch.succeeded(stop - start)
             n_forwards += len(perturbed)
             start = stop
             if progress is not None:
@@ -193,15 +233,23 @@ def score(
 
 
 def fill_image(name: str, inputs: Tensor) -> Tensor:
-    """What replaces hidden pixels of ``inputs`` (3, S, S); broadcasts against it."""
+    """What replaces hidden pixels of ``inputs`` (C, h, w); broadcasts against it."""
     if name == "mean":
         return inputs.mean((-2, -1), keepdim=True)
     if name == "zero":
         return inputs.new_zeros(())
     if name == "blur":
-        sigma = inputs.shape[-1] / 32
+        sigma = max(inputs.shape[-2:]) / 32
         return gaussian_blur(inputs, 2 * round(3 * sigma) + 1, sigma)
     raise ValueError(f"unknown fill '{name}'")
+
+
+def _fit(keep: Tensor, inputs: Tensor) -> Tensor:
+    """Masks drawn on a square, for an input of the slice's aspect."""
+    shape = inputs.shape[-2:]
+    if keep.shape[-2:] == shape:
+        return keep
+    return nn.functional.interpolate(keep, shape, mode="nearest-exact")
 
 
 def _evaluate(probability: Tensor, mask: Tensor, values: Sequence[str]) -> Tensor:

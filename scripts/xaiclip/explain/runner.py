@@ -9,8 +9,8 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class Run:
     settings: Mapping[str, Any]
     values: Sequence[str] = ("soft_dice", "in_mask_probability", "hard_dice", "hard_iou")
     fill: str = "mean"
-    batch_size: int = 16
+    batch_size: int | Literal["auto"] | engine.BatchSize = "auto"
     seed: int = 0
 
 
@@ -162,6 +162,9 @@ def score_batch(
     """
     done: list[SliceScores] = []
     skips: list[Skip] = []
+    # one for the job: what fits is found once, not in each slice
+    batch = engine.BatchSize.of(run.batch_size, segmenter.device, segmenter.input_size)
+    run = replace(run, batch_size=batch)
     start = time.perf_counter()
     for number, target in enumerate(targets, 1):
         try:

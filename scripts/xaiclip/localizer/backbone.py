@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from xaiclip.errors import ConfigError
 
 COMPACT_FOLDER = Path(__file__).parents[3] / "resources" / "compact"
 
+#: Model names that bring their weights along.
+_SCHEMAS = ("local-dir:", "hf-hub:")
+
 Tokenizer = Callable[[list[str]], Tensor]
 
 
@@ -33,10 +37,11 @@ class BackboneSettings:
     """Which model, and which of its blocks.
 
     ``model`` is ``compact`` (shipped), a folder with ``clip.json`` and ``clip.safetensors`` (or
-    in open_clip's own layout), an open_clip model name, or ``hf-hub:…``. ``pretrained`` is
-    open_clip's tag or a checkpoint file, for a named model (a file of OpenAI's weights belongs to
-    a name that ends in ``-quickgelu``). ``blocks`` count from 1; None takes
-    the first or middle, the third quarter and the last (see `default_blocks`).
+    in open_clip's own layout), an open_clip model name, a JSON file with an open_clip
+    configuration, or ``hf-hub:…``. ``pretrained`` is open_clip's tag or a checkpoint file, for a
+    named model or a JSON file; OpenAI's own files (TorchScript) get the QuickGELU that they were
+    trained with. ``blocks`` count from 1; None takes the first or middle, the third quarter and
+    the last (see `default_blocks`).
     """
 
     model: str = "compact"
@@ -169,6 +174,9 @@ def load_backbone(settings: BackboneSettings) -> Backbone:
             return _from_folder(folder, settings)
         name = f"local-dir:{folder}"
     elif not name.startswith("hf-hub:"):
+        if name.endswith(".json") and folder.is_file():
+            open_clip.add_model_config(folder)
+            name = folder.stem
         if name.replace("/", "-") not in open_clip.list_models():
             raise ConfigError(
                 f"localizer.backbone '{name}' is neither a folder nor a model of open_clip: use "
@@ -181,14 +189,22 @@ def load_backbone(settings: BackboneSettings) -> Backbone:
                 "or to a checkpoint file."
             )
     try:
-        clip = open_clip.create_model(
-            name,
-            pretrained=settings.pretrained,
-            require_pretrained=True,
+        if _is_torchscript(settings.pretrained) and not name.startswith(_SCHEMAS):
+            clip = open_clip.create_model(name, force_quick_gelu=True)
+            _fill_from_torchscript(clip, str(settings.pretrained))
+        else:
             # OpenAI's weights and others want QuickGELU whatever the model's plain config says
-            force_quick_gelu=bool(get_pretrained_cfg(name, settings.pretrained).get("quick_gelu")),
-        )
+            tag = get_pretrained_cfg(name, settings.pretrained) or {}
+            clip = open_clip.create_model(
+                name,
+                pretrained=None if name.startswith(_SCHEMAS) else settings.pretrained,
+                require_pretrained=True,
+                force_quick_gelu=bool(tag.get("quick_gelu")),
+                **(_local_text(folder) if name.startswith("local-dir:") else {}),
+            )
         tokenizer = open_clip.get_tokenizer(name)
+    except ConfigError:
+        raise
     except Exception as error:  # open_clip and the hub raise many kinds
         raise ConfigError(
             f"Backbone '{name}' could not be loaded ({_short(error)}): check localizer.backbone, "
@@ -198,6 +214,41 @@ def load_backbone(settings: BackboneSettings) -> Backbone:
     return Backbone(
         clip, tokenizer, settings.blocks, name=settings.model, mean=norm["mean"], std=norm["std"]
     )
+
+
+def _local_text(folder: Path) -> dict[str, Any]:
+    """The text tower of a folder in open_clip's layout, from the folder alone.
+
+    open_clip would ask the hub for a Hugging Face tower's configuration, even offline.
+    """
+    path = folder / "open_clip_config.json"
+    if not path.is_file():
+        raise ConfigError(f"{folder} holds neither clip.json nor open_clip_config.json.")
+    text = dict(json.loads(path.read_text(encoding="utf-8"))["model_cfg"]["text_cfg"])
+    tower = text.get("hf_model_name")
+    if tower is None:
+        return {}
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{folder} lacks config.json of the text tower: take it from '{tower}' on the hub."
+        )
+    return {"text_cfg": text | {"hf_model_name": str(folder), "hf_model_pretrained": False}}
+
+
+def _is_torchscript(path: str | None) -> bool:
+    """Whether a file is a TorchScript archive, as OpenAI published CLIP."""
+    if path is None or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _fill_from_torchscript(clip: nn.Module, path: str) -> None:
+    """Put an archive's weights into the model; none of its code runs."""
+    weights = torch.jit.load(path, map_location="cpu").state_dict()
+    for name in ("input_resolution", "context_length", "vocab_size"):
+        weights.pop(name, None)
+    clip.load_state_dict({name: value.float() for name, value in weights.items()})
 
 
 def _from_folder(folder: Path, settings: BackboneSettings) -> Backbone:

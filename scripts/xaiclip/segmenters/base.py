@@ -1,4 +1,4 @@
-"""What a promptable segmenter is, for everything that uses one."""
+"""What a segmenter is, for everything that uses one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from xaiclip.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Prompts:
     """One box per organ, for one slice.
 
-    ``boxes`` is float32 (O, 4), XYXY in fractions (0…1) of the slice's width and height.
+    ``boxes`` is float32 (O, 4), XYXY in fractions (0…1) of the slice's width and height;
+    ``shape`` is the slice's (H, W) in pixels, for models that keep its aspect (any square if not
+    given).
 
     Raises:
         ValueError: the shapes do not fit, or a box is empty, not finite or outside the slice.
@@ -25,6 +29,7 @@ class Prompts:
 
     organs: tuple[str, ...]
     boxes: Tensor
+    shape: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
         if self.boxes.shape != (len(self.organs), 4):
@@ -46,7 +51,7 @@ class Prompts:
         height, width = shape
         size = np.array((width, height, width, height), np.float32)
         fractions = np.asarray(boxes, np.float32).reshape(-1, 4) / size
-        return cls(tuple(organs), torch.from_numpy(fractions.clip(0, 1)))
+        return cls(tuple(organs), torch.from_numpy(fractions.clip(0, 1)), shape)
 
 
 @runtime_checkable
@@ -55,6 +60,7 @@ class Segmenter(Protocol):
 
     Encoding depends on the image alone, so one encoding serves every prompt. All tensors live
     on ``device``; logits and inputs are float32 whatever ``precision`` the model computes in.
+    ``input_size`` is the longer side of the input in pixels.
     """
 
     name: str
@@ -63,19 +69,41 @@ class Segmenter(Protocol):
     precision: str
 
     def prepare(self, image: NDArray[np.uint8]) -> Tensor:
-        """Slice (H, W) → model input (3, S, S), float32 in 0…1. Done once per slice."""
+        """Slice (H, W) → model input (C, h, w), float32 in 0…1. Done once per slice.
+
+        The input must show the whole slice and nothing else, in the slice's own orientation: it
+        is what gets perturbed. Padding and normalisation belong into `encode`.
+        """
         ...
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """Inputs (B, 3, S, S) → embeddings (B, …)."""
+        """Inputs (B, C, h, w) → embeddings (B, …)."""
         ...
 
     def decode(self, embeddings: Tensor, prompts: Prompts) -> Tensor:
         """Embeddings (B, …) and O boxes → float32 logits (B, O, h, w): every image with every box.
 
-        The boxes mean the same place in each of the B images (perturbations of one slice).
+        The boxes mean the same place in each of the B images (perturbations of one slice). The
+        logits cover the whole slice at any resolution; their sigmoid is the probability that the
+        pixel belongs to the organ.
         """
         ...
+
+
+def decode(segmenter: Segmenter, embeddings: Tensor, prompts: Prompts) -> Tensor:
+    """``segmenter.decode``, with the shape of its answer checked.
+
+    Raises:
+        ConfigError: it is not (B, O, h, w); segmenters of the user's own come through here.
+    """
+    logits = segmenter.decode(embeddings, prompts)
+    images, organs = len(embeddings), len(prompts.organs)
+    if logits.ndim != 4 or logits.shape[:2] != (images, organs):
+        raise ConfigError(
+            f"segmenter '{segmenter.name}' gave logits of shape {tuple(logits.shape)} for {images} "
+            f"images and {organs} organs: decode must give ({images}, {organs}, h, w)."
+        )
+    return logits.float()
 
 
 def to_mask(logits: Tensor, shape: tuple[int, int]) -> Tensor:

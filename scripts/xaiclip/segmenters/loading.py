@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import logging
+import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,12 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
-from torch import Tensor
+from torch import Tensor, nn
 
 from xaiclip.device import choose_device, choose_precision
 from xaiclip.errors import ConfigError
 from xaiclip.segmenters.base import Segmenter
 from xaiclip.segmenters.compact import build
+from xaiclip.segmenters.own import call_factory
 from xaiclip.segmenters.sam import SamSegmenter
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,9 @@ def load_segmenter(
     """The segmenter that the ``segmenter`` section of the configuration asks for.
 
     Args:
-        settings: ``model``: ``compact``, ``medsam``, ``sam_vit_b``, ``sam_vit_l``, ``sam_vit_h``,
-            or ``file.py:make``, a function of your own that is called as
-            ``make(checkpoint, device, precision)`` and returns a `Segmenter`.
+        settings: ``model``: ``compact``, ``medsam``, ``sam_vit_b``, ``sam_vit_l``, ``sam_vit_h``.
+            ``factory`` (optional): ``file.py:function`` of the user's own in place of ``model``,
+            with ``options`` and ``adapter``; see `call_factory`.
             ``checkpoint``: the weights; for ``compact`` a folder in place of the shipped one.
             ``checksum`` (optional): ``sha256:…`` or ``md5:…`` of the checkpoint.
         device: see `choose_device`.
@@ -58,16 +59,18 @@ def load_segmenter(
     Raises:
         ConfigError: unknown model; weights missing, damaged, unsafe or not of this model.
     """
-    model, checkpoint = settings["model"], settings.get("checkpoint")
+    model, checkpoint = settings.get("model"), settings.get("checkpoint")
     where = choose_device(device)
     how = choose_precision(where, precision)
-    if ":" in model:
-        return _own(model, checkpoint, where, how)
+    if settings.get("factory"):
+        if checkpoint and settings.get("checksum"):
+            verify(Path(checkpoint), settings["checksum"])
+        return call_factory(settings, where, how)
     if model == "compact":
         sam = load_compact(Path(checkpoint) if checkpoint else COMPACT)
     elif model not in BUILDERS:
         known = ", ".join(["compact", *BUILDERS])
-        raise ConfigError(f"segmenter.model '{model}' is unknown: use {known} or file.py:make.")
+        raise ConfigError(f"segmenter.model '{model}' is unknown: use {known}, or a factory.")
     elif not checkpoint:
         raise ConfigError(f"segmenter.checkpoint is empty: model '{model}' needs a weights file.")
     else:
@@ -78,13 +81,16 @@ def load_segmenter(
             log.warning("%s are not MedSAM's published weights (fine if you tuned them)", path)
         with torch.device("meta"):  # the initial values would only be overwritten
             sam = BUILDERS[model]()
-        fill(sam, read_weights(path), path)
+        load_weights(sam, path)
+        # not part of any state dict, hence still on the meta device
+        sam.pixel_mean = torch.tensor([123.675, 116.28, 103.53]).view(-1, 1, 1)
+        sam.pixel_std = torch.tensor([58.395, 57.12, 57.375]).view(-1, 1, 1)
     return SamSegmenter(
         sam,
         model,
         device=where,
         precision=how,
-        normalise=model.startswith("sam_"),
+        stock=model.startswith("sam_"),
         box_masks=model == "compact",
     )
 
@@ -106,28 +112,6 @@ def load_compact(folder: Path = COMPACT) -> Sam:
     sam = build(json.loads((folder / "sam.json").read_text())["model"])
     fill(sam, read_weights(folder / "sam.safetensors"), folder / "sam.safetensors")
     return sam.eval()
-
-
-def _own(model: str, checkpoint: str | None, device: torch.device, precision: str) -> Segmenter:
-    """Call ``make`` of ``file.py:make``."""
-    file, _, name = model.rpartition(":")
-    if not Path(file).is_file():
-        raise ConfigError(f"segmenter.model '{model}': there is no file {file}.")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"segmenter.model '{model}': {file} is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    make = getattr(module, name, None)
-    if not callable(make):
-        raise ConfigError(f"segmenter.model '{model}': {file} has no function '{name}'.")
-    made = make(checkpoint, device, precision)
-    if not isinstance(made, Segmenter):
-        raise ConfigError(
-            f"segmenter.model '{model}': what {name} returns is no Segmenter; it needs name, "
-            "input_size, device, precision, prepare, encode and decode."
-        )
-    return made
 
 
 def _digest(path: Path, kind: str) -> str:
@@ -158,24 +142,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, on the CPU.
 
     Reads safetensors and torch files; the latter only as far as tensors go (a pickle can run any
-    code). A dictionary nested under ``model`` is unpacked and the prefix ``module.`` taken off,
-    as fine-tuned files have them.
+    code). A dictionary nested under ``model`` or ``state_dict`` is unpacked and the prefix
+    ``module.`` taken off, as fine-tuned files have them.
 
     Raises:
         ConfigError: missing, empty, a web page, damaged, with pickled objects, or without tensors.
     """
-    if not path.is_file():
-        raise ConfigError(f"the weights file {path} does not exist.")
-    with open(path, "rb") as stream:
-        head = stream.read(512).lstrip()
-    if not head:
-        raise ConfigError(f"the weights file {path} is empty: fetch it again.")
-    if head[:1] == b"<":
-        raise ConfigError(
-            f"{path} is a web page, not weights: open the link in a browser and save the file."
-        )
-    if head.startswith(b"version https://git-lfs"):
-        raise ConfigError(f"{path} is a Git LFS pointer, not weights: run `git lfs pull`.")
+    _check_kind(path)
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
@@ -192,8 +165,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         log.debug("%s", error)
         raise ConfigError(f"{path} is damaged or no weights file: fetch it again.") from None
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
+    for key in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
     tensors = (
         {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
         if isinstance(content, Mapping)
@@ -204,13 +178,29 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def fill(sam: Sam, weights: Mapping[str, Tensor], path: Path) -> Sam:
-    """Put weights into a model (built on the meta device or not), as float32.
+def _check_kind(path: Path) -> None:
+    """Refuse what is plainly no weights file."""
+    if not path.is_file():
+        raise ConfigError(f"the weights file {path} does not exist.")
+    with open(path, "rb") as stream:
+        head = stream.read(512).lstrip()
+    if not head:
+        raise ConfigError(f"the weights file {path} is empty: fetch it again.")
+    if head[:1] == b"<":
+        raise ConfigError(
+            f"{path} is a web page, not weights: open the link in a browser and save the file."
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise ConfigError(f"{path} is a Git LFS pointer, not weights: run `git lfs pull`.")
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put weights into a model (built on the meta device or not), in the model's own types.
 
     Raises:
         ConfigError: a tensor is missing, unexpected or of another shape; names them.
     """
-    wanted = sam.state_dict()
+    wanted = module.state_dict()
     missing = [name for name in wanted if name not in weights]
     unexpected = [name for name in weights if name not in wanted]
     shapes = [n for n in wanted if n in weights and wanted[n].shape != weights[n].shape]
@@ -224,9 +214,31 @@ def fill(sam: Sam, weights: Mapping[str, Tensor], path: Path) -> Sam:
             raise ConfigError(
                 f"{path} {what} {', '.join(names[:4])}{more}: it belongs to another model or size."
             )
-    sam.load_state_dict({n: v.float() for n, v in weights.items()}, assign=True)
-    # not part of any state dict, hence still on the meta device
-    if sam.pixel_mean.is_meta:
-        sam.pixel_mean = torch.tensor([123.675, 116.28, 103.53]).view(-1, 1, 1)
-        sam.pixel_std = torch.tensor([58.395, 57.12, 57.375]).view(-1, 1, 1)
-    return sam
+    own = {name: value.to(wanted[name].dtype) for name, value in weights.items()}
+    module.load_state_dict(own, assign=True)
+
+
+def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Fill a network of the user's own from a file, as safely as the project's.
+
+    Raises:
+        ConfigError: see `read_weights` and `fill`.
+    """
+    check_size(module, Path(path))
+    fill(module, read_weights(Path(path)), Path(path))
+    return module
+
+
+def check_size(module: nn.Module, path: Path) -> None:
+    """A file must be large enough for the model's numbers (in half precision at least).
+
+    Raises:
+        ConfigError: it is smaller: cut off, or of a smaller model.
+    """
+    least = 2 * sum(value.numel() for value in module.state_dict().values())
+    _check_kind(path)
+    if path.stat().st_size < least:
+        raise ConfigError(
+            f"{path} has {path.stat().st_size / 1e6:.1f} MB, but the model's weights take "
+            f"{least / 1e6:.1f} MB at least: it is cut off or belongs to another model."
+        )

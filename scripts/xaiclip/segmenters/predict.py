@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xaiclip.segmenters.base import Prompts, Segmenter, to_mask
+from xaiclip.segmenters.base import Prompts, Segmenter, decode, to_mask
 
 
 def segment_slice(
@@ -23,5 +23,5 @@ def segment_slice(
     shape = (image.shape[0], image.shape[1])
     prompts = Prompts.from_pixels(list(given), np.stack([*map(np.asarray, given.values())]), shape)
     embedding = segmenter.encode(segmenter.prepare(image)[None])
-    masks = to_mask(segmenter.decode(embedding, prompts)[0], shape).cpu().numpy()
+    masks = to_mask(decode(segmenter, embedding, prompts)[0], shape).cpu().numpy()
     return dict(zip(given, masks, strict=True))

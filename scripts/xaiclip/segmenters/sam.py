@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from xaiclip.device import autocast
 from xaiclip.segmenters.base import Prompts
+from xaiclip.segmenters.frame import cut, extent, pad
 
 
 def fit_input(image: NDArray[np.uint8], size: int) -> Tensor:
@@ -72,9 +74,10 @@ def decode_pairs(sam: Sam, embeddings: Tensor, boxes: Tensor, *, as_masks: bool 
 class SamSegmenter:
     """A `Segmenter` over any of segment_anything's models.
 
-    ``normalise`` applies SAM's own mean and deviation: stock SAM wants it, MedSAM and the compact
-    model were trained without. ``box_masks``: give boxes as mask prompts too, for a model that was
-    trained so.
+    ``stock`` prepares the slice as segment_anything's own predictor does: the longer side resized,
+    SAM's mean and deviation, zeros on the right and below. MedSAM and the compact model were
+    trained without; see `fit_input`. ``box_masks``: give boxes as mask prompts too, for a model
+    that was trained so.
     """
 
     def __init__(
@@ -84,33 +87,43 @@ class SamSegmenter:
         *,
         device: torch.device | str = "cpu",
         precision: str = "fp32",
-        normalise: bool = False,
+        stock: bool = False,
         box_masks: bool = False,
     ) -> None:
         self.sam = sam.to(device).eval().requires_grad_(False)
         self.name = name
         self.device = torch.device(device)
         self.precision = precision
-        self.normalise = normalise
+        self.stock = stock
         self.box_masks = box_masks
         self.input_size: int = sam.image_encoder.img_size
 
     def prepare(self, image: NDArray[np.uint8]) -> Tensor:
-        """Slice uint8 (H, W) → (3, S, S) float32 in 0…1; see `fit_input`."""
-        grey = fit_input(image, self.input_size)
+        """Slice uint8 (H, W) → float32 in 0…1, (3, S, S), or (3, h, w) of its aspect (stock)."""
+        if self.stock:
+            colours = np.repeat(image[..., None], 3, axis=2)
+            resized = ResizeLongestSide(self.input_size).apply_image(colours)
+            grey = torch.from_numpy(resized[..., 0]).float() / 255
+        else:
+            grey = fit_input(image, self.input_size)
         return grey.expand(3, -1, -1).contiguous().to(self.device)
 
     @torch.inference_mode()
     def encode(self, inputs: Tensor) -> Tensor:
-        """(B, 3, S, S) in 0…1 → float32 (B, C, g, g)."""
-        if self.normalise:
+        """What `prepare` gave, (B, 3, h, w), → float32 (B, C, g, g)."""
+        if self.stock:
             inputs = (inputs * 255 - self.sam.pixel_mean) / self.sam.pixel_std
+            inputs = pad(inputs, self.input_size)
         with autocast(self.device, self.precision):
             return self.sam.image_encoder(inputs).float()
 
     @torch.inference_mode()
     def decode(self, embeddings: Tensor, prompts: Prompts) -> Tensor:
-        """(B, C, g, g) and O boxes → float32 logits (B, O, 4g, 4g)."""
-        boxes = prompts.boxes.to(self.device)[None] * self.input_size
+        """(B, C, g, g) and O boxes → float32 logits (B, O, 4g, 4g), less what was padded."""
+        size = self.input_size
+        height, width = extent(prompts.shape, size) if self.stock else (size, size)
+        boxes = prompts.boxes * torch.tensor([width, height, width, height])
+        boxes = boxes.to(self.device)[None]
         with autocast(self.device, self.precision):
-            return decode_pairs(self.sam, embeddings, boxes, as_masks=self.box_masks)
+            logits = decode_pairs(self.sam, embeddings, boxes, as_masks=self.box_masks)
+        return cut(logits, (height, width), size)

@@ -1,0 +1,320 @@
+"""Segmenters of the user's own: a promptable one, fixed classes, a plain module; the examples."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from explain_fakes import picture
+from xaiclip.config import complete
+from xaiclip.errors import ConfigError
+from xaiclip.explain.runner import Run, Target, attribute_slice, score_slice
+from xaiclip.provenance import code_hash
+from xaiclip.segmenters.base import Prompts, Segmenter
+from xaiclip.segmenters.fixed import FixedClassSegmenter
+from xaiclip.segmenters.frame import cut
+from xaiclip.segmenters.loading import load_segmenter
+from xaiclip.segmenters.predict import segment_slice
+from xaiclip.segmenters.sam import SamSegmenter
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "docs" / "examples"
+ORGANS = ("liver", "spleen")
+BOXES = {"liver": np.array([10.0, 20, 80, 90]), "spleen": np.array([60.0, 60, 130, 150])}
+
+
+class Stripes(nn.Module):
+    """Class logits that are known: class k has the grey value's distance to k / 3."""
+
+    def __init__(self, volumes: bool = False, wrap=lambda x: x) -> None:
+        super().__init__()
+        self.volumes, self.wrap = volumes, wrap
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x):
+        assert x.ndim == (5 if self.volumes else 4)
+        self.seen.append(x)
+        levels = torch.arange(4).view(-1, *[1] * (x.ndim - 2)) / 3
+        return self.wrap(-50 * (x[:, :1] - levels).abs())
+
+
+def fixed(**options):
+    module = Stripes(bool(options.get("depth")))
+    return FixedClassSegmenter(module, {"liver": 1, "spleen": [2, 3]}, **{"size": 64} | options)
+
+
+def prompts(shape=(1, 1)):
+    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.5]]).repeat(2, 1)
+    return Prompts(ORGANS, boxes, shape)
+
+
+def test_an_organ_is_its_channels_probability():
+    mine = fixed()
+    assert isinstance(mine, Segmenter)
+    x = torch.rand(3, 1, 64, 64)
+    logits = mine.decode(mine.encode(x), prompts())
+    assert logits.shape == (3, 2, 64, 64)
+    softmax = Stripes()(x).softmax(1)
+    torch.testing.assert_close(logits[:, 0].sigmoid(), softmax[:, 1])
+    torch.testing.assert_close(logits[:, 1].sigmoid(), softmax[:, 2] + softmax[:, 3])
+
+
+def test_sigmoid_channels_stand_alone():
+    mine = fixed(output="sigmoid")
+    x = torch.rand(1, 1, 64, 64)
+    raw = Stripes()(x)
+    logits = mine.decode(mine.encode(x), prompts())
+    torch.testing.assert_close(logits[:, 0], raw[:, 1])
+    torch.testing.assert_close(logits[:, 1], raw[:, 2:].amax(1))
+
+
+@pytest.mark.parametrize("axis", ["first", "last"])
+@pytest.mark.parametrize("orientation", ["display", "ras"])
+def test_a_network_for_volumes_gets_a_stack(axis, orientation):
+    mine = fixed(depth=5, depth_axis=axis, orientation=orientation)
+    x = torch.rand(2, 1, 64, 64)
+    logits = mine.decode(mine.encode(x), prompts())
+    flat = fixed()
+    torch.testing.assert_close(logits, flat.decode(flat.encode(x), prompts()))
+    stack = mine.module.seen[0]
+    assert stack.shape == ((2, 1, 5, 64, 64) if axis == "first" else (2, 1, 64, 64, 5))
+    plane = stack[0, 0, 2] if axis == "first" else stack[0, 0, ..., 2]
+    # RAS: the first axis begins at the left (the slice's last column), the second one posterior
+    torch.testing.assert_close(plane, x[0, 0].T.flip(0, 1) if orientation == "ras" else x[0, 0])
+
+
+def test_normalisation_and_channels():
+    mine = fixed(in_channels=3, mean=[0.1, 0.2, 0.3], std=[1, 2, 4])
+    x = mine.prepare(np.full((20, 20), 255, np.uint8))
+    assert x.shape == (3, 64, 64)
+    mine.encode(x[None])
+    found = mine.module.seen[0][0, :, 0, 0]
+    torch.testing.assert_close(found, torch.tensor([0.9, 0.4, 0.175]))
+
+
+def test_aspect_is_kept_by_padding():
+    mine = fixed(keep_aspect=True)
+    image = np.zeros((30, 90), np.uint8)
+    image[:, 45:] = 85  # class 1
+    x = mine.prepare(image)
+    assert x.shape == (1, 21, 64)
+    assert mine.decode(mine.encode(x[None]), prompts((30, 90))).shape == (1, 2, 21, 64)
+    found = segment_slice(mine, image, {"liver": (0, 0, 90, 30)})["liver"]
+    assert (found == (image > 0)).mean() > 0.98
+
+
+def test_an_organ_without_a_channel_is_empty(caplog):
+    mine = fixed()
+    found = segment_slice(mine, picture(), {"liver": BOXES["liver"], "pancreas": BOXES["spleen"]})
+    assert found["liver"].any()
+    assert not found["pancreas"].any()
+    assert "no channel for pancreas" in caplog.text
+
+
+@pytest.mark.parametrize("wrap", [lambda x: [x, x[:1]], lambda x: {"out": x}])
+def test_networks_that_return_more(wrap):
+    mine = FixedClassSegmenter(Stripes(wrap=wrap), {"liver": 1}, size=64)
+    assert mine.encode(torch.rand(2, 1, 64, 64)).shape == (2, 4, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda x: x[:, :1], "more than 1 channels"),
+        (lambda x: x[0], r"must give \(B, K, h, w\)"),
+        (lambda x: "no", "returned str"),
+    ],
+)
+def test_networks_that_do_not_fit(wrap, message):
+    mine = FixedClassSegmenter(Stripes(wrap=wrap), {"liver": 1}, size=64)
+    with pytest.raises(ConfigError, match=message):
+        mine.encode(torch.rand(2, 1, 64, 64))
+
+
+@pytest.mark.parametrize(
+    "options", [{"output": "tanh"}, {"depth_axis": "middle"}, {"orientation": "lps"}]
+)
+def test_unknown_options_are_named(options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        fixed(**options)
+
+
+# ----------------------------------------------------------------------------------- factories
+
+FACTORIES = """
+import dataclasses
+from helper import LEVEL
+from torch import nn
+
+@dataclasses.dataclass
+class Settings:
+    level: float = LEVEL
+
+class Wrong:
+    name, input_size, precision, device = "wrong", 32, "fp32", "cpu"
+    def prepare(self, image):
+        import torch
+        return torch.zeros(1, 32, 32)
+    def encode(self, inputs): return inputs
+    def decode(self, embeddings, prompts): return embeddings[0]
+
+def plain(width=4): return nn.Conv2d(1, width, 1)
+def wrong(): return Wrong()
+def nothing(checkpoint): return Settings()
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "helper.py").write_text("LEVEL = 0.5\n")
+    path = tmp_path / "own.py"
+    path.write_text(FACTORIES)
+    return path
+
+
+def test_a_plain_module_is_adapted(file):
+    settings = {
+        "factory": f"{file}:plain",
+        "options": {"width": 3},
+        "adapter": {"channels": {"liver": 2}, "size": 32, "output": None},
+    }
+    made = load_segmenter(settings, "cpu")
+    assert isinstance(made, FixedClassSegmenter)
+    assert (made.name, made.input_size) == ("own", 32)
+    assert made.encode(torch.rand(2, 1, 32, 32)).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("function", "more", "message"),
+    [
+        ("plain", {}, r"segmenter\.adapter\.channels"),
+        ("plain", {"options": {"height": 2}}, "do not fit"),
+        ("plain", {"options": {"device": "cpu"}}, "take it out"),
+        ("nothing", {}, "lacks name, input_size"),
+        ("absent", {}, "no function 'absent'"),
+    ],
+)
+def test_factories_that_do_not_fit(file, function, more, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_segmenter({"factory": f"{file}:{function}", **more}, "cpu")
+    assert "own.py" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("def make(:", "cannot be imported"), ("import no_such", "no_such")]
+)
+def test_files_that_cannot_be_imported(tmp_path, text, message):
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_segmenter({"factory": f"{tmp_path / 'broken.py'}:make"}, "cpu")
+    with pytest.raises(ConfigError, match="there is no file"):
+        load_segmenter({"factory": "nowhere.py:make"}, "cpu")
+
+
+def test_logits_of_another_shape_are_explained(file):
+    wrong = load_segmenter({"factory": f"{file}:wrong"}, "cpu")
+    with pytest.raises(ConfigError, match=r"decode must give \(1, 1, h, w\)"):
+        segment_slice(wrong, picture(), {"liver": BOXES["liver"]})
+
+
+def test_the_hash_follows_what_the_file_imports(file):
+    before = code_hash("own.py", root=file.parent)
+    (file.parent / "helper.py").write_text("LEVEL = 0.6\n")
+    assert code_hash("own.py", root=file.parent) != before
+
+
+# ------------------------------------------------------------------------------------ examples
+
+
+def explain(segmenter, organs):
+    """Segment and explain a slice; the scores and maps are whole."""
+    image = picture(shape=(160, 140))
+    boxes = dict.fromkeys(organs, BOXES["liver"])
+    masks = segment_slice(segmenter, image, boxes)
+    assert any(mask.any() for mask in masks.values())
+    run = Run("occlusion", {"window": 256, "stride": 256, "min_overlap": 0.0})
+    scores, skips = score_slice(segmenter, Target("case", 0, image, boxes), run)
+    assert {skip.organ for skip in skips} == {o for o, mask in masks.items() if not mask.any()}
+    (table,) = scores.tables.values()
+    assert np.isfinite(table.scores).all()
+    attributions, _ = attribute_slice(scores)
+    assert attributions
+    assert np.isfinite(attributions[0].map).any()
+
+
+def test_example_of_a_promptable_segmenter():
+    settings = {"factory": f"{EXAMPLES / 'threshold.py'}:make", "options": {"level": 0.4}}
+    explain(load_segmenter(settings, "cpu"), ORGANS)
+
+
+@pytest.mark.parametrize("function", ["slices", "volumes"])
+def test_examples_of_monai_networks(function, tmp_path):
+    from monai.networks.nets.unet import UNet
+
+    torch.manual_seed(1)
+    dims = 2 if function == "slices" else 3
+    network = UNet(dims, 1, 6, channels=(4, 8), strides=(2,))
+    torch.save({"model": network.state_dict()}, tmp_path / "unet.pt")
+    settings = yaml.safe_load((EXAMPLES / "monai_unet.yaml").read_text())
+    settings["segmenter"]["factory"] = f"docs/examples/monai_unet.py:{function}"
+    if function == "volumes":
+        settings["segmenter"].pop("adapter")
+    complete(settings)
+    section = settings["segmenter"] | {"checkpoint": str(tmp_path / "unet.pt")}
+    section["factory"] = str(ROOT / section["factory"])
+    section["options"] = {"widths": [4, 8]}
+    segmenter = load_segmenter(section, "cpu")
+    x = segmenter.prepare(picture())
+    best = segmenter.encode(x[None])[0].argmax(0)
+    assert len(best.unique()) > 1  # random weights see something, whatever it is
+    # whichever class the random network prefers is the organ
+    segmenter.channels = {"liver": [int(best.mode().values.mode().values)]}
+    segmenter.output = "sigmoid"
+    segmenter.module.register_forward_hook(lambda m, i, o: o - o.mean())
+    explain(segmenter, ("liver",))
+
+
+# ------------------------------------------------------------------- SAM's own preprocessing
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (40, 80), (90, 63)])
+def test_stock_sam_prepares_and_cuts_as_its_predictor(shape):
+    from segment_anything import SamPredictor
+
+    from test_segmenters import tiny
+
+    torch.manual_seed(0)
+    sam = tiny().eval()
+    for parameter in sam.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    mine = SamSegmenter(sam, "sam", stock=True)
+    image = picture(shape=shape)
+    height, width = shape
+    box = np.array([0.2 * width, 0.3 * height, 0.8 * width, 0.9 * height])
+    given = Prompts.from_pixels(["liver"], box[None], shape)
+    logits = mine.decode(mine.encode(mine.prepare(image)[None]), given)[0, 0]
+
+    predictor = SamPredictor(sam)
+    predictor.set_image(np.repeat(image[..., None], 3, 2))
+    _, _, low = predictor.predict(box=box, multimask_output=False, return_logits=True)
+    h, w = predictor.input_size
+    h, w = predictor.input_size
+    assert logits.shape == (h // 4, w // 4)
+    if h % 4 == 0 and w % 4 == 0:
+        exact = torch.from_numpy(low)[0, : h // 4, : w // 4]
+        torch.testing.assert_close(logits, exact, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(64, 41), (37, 64), (64, 48)])
+def test_a_cut_inside_a_cell_is_resampled(shape):
+    at = (torch.arange(16) + 0.5) / 16
+    ramp = at[:, None] + 3 * at  # of the position in the square
+    found = cut(ramp[None, None], shape, 64)[0, 0]
+    rows, columns = (
+        (torch.arange(n) + 0.5) / n * extent / 64
+        for n, extent in zip(found.shape, shape, strict=True)
+    )
+    torch.testing.assert_close(found, rows[:, None] + 3 * columns, atol=1e-5, rtol=1e-5)
