@@ -113,7 +113,6 @@ VARIANTS = (
 BACKBONE = {key: config["localizer"][key] for key in ("backbone", "pretrained")}
 
 
-
 def files_of(*paths):
     """The files among ``paths``, and those in the folders among them; names are left out."""
     return sorted(

@@ -250,7 +250,7 @@ def test_a_folder_in_open_clips_layout(tmp_path: Path) -> None:
     assert backbone.fingerprint == fingerprint(clip)
     assert backbone.mean.flatten().tolist() == pytest.approx([0.1] * 3)
     (tmp_path / "open_clip_config.json").unlink()
-    with pytest.raises(ConfigError, match="neither clip.json nor open_clip_config.json"):
+    with pytest.raises(ConfigError, match=r"neither clip\.json nor open_clip_config\.json"):
         load_backbone(BackboneSettings(str(tmp_path)))
 
 
