@@ -74,7 +74,7 @@ class BatchSize:
         """From ``explain.batch_size``, for square inputs of ``side`` pixels."""
         if isinstance(setting, BatchSize):
             return setting
-        if setting != "auto":
+        if isinstance(setting, int):
             return cls(setting)
         if torch.device(device).type == "cpu":
             return cls(max(1, min(cls.LARGEST, round(cls.ON_CPU * (256 / side) ** 2))))
