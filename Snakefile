@@ -11,6 +11,7 @@ report: "docs/report/workflow.rst"
 
 
 include: "rules/common.smk"
+include: "rules/download.smk"
 include: "rules/data.smk"
 include: "rules/compact.smk"
 include: "rules/localizer.smk"

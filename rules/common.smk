@@ -1,6 +1,9 @@
 # The study as the configuration tells it: cases, batches, and helpers that every stage uses.
 import hashlib
+import re
 import sys
+from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -8,31 +11,75 @@ from snakemake.exceptions import WorkflowError
 sys.path.append(str(Path(workflow.basedir) / "scripts"))
 
 from xaiclip import provenance
+from xaiclip.catalogue import DATASETS, WEIGHTS, Entry, backbone_note
+from xaiclip.catalogue import entries as published_entries
 from xaiclip.config import complete, label_table
 from xaiclip.data.sheet import Case, read_sheet
 from xaiclip.errors import ConfigError
 from xaiclip.organs import organs_of
 
 
-def phantom_cases():
-    """The phantom's cases; each one's name holds its split, modality and number."""
+def made_cases():
+    """The cases that the workflow makes: phantoms, or those of a published data set."""
+    if SOURCE == "phantom":
+        # a phantom's name holds its split, modality and number
+        entries = [
+            Entry(f"{split}_{modality.lower()}_{number:03d}", modality, split)
+            for split in ("train", "test")
+            for modality, count in config["data"]["phantom"][split].items()
+            for number in range(count)
+        ]
+    else:
+        entries = published_entries(SOURCE, Path(DOWNLOADS, SOURCE))
+    raw = f"results/{RUN}/raw"
+    published = DATASETS.get(SOURCE)
     return [
         Case(
-            name=f"{split}_{modality.lower()}_{number:03d}",
-            image=Path(
-                f"results/{RUN}/raw/{split}_{modality.lower()}_{number:03d}.nii.gz"
+            name=entry.name,
+            image=Path(f"{raw}/{entry.name}.nii.gz"),
+            label=(
+                Path(f"{raw}/{entry.name}_labels.nii.gz")
+                if published is None or published.labelled
+                else None
             ),
-            label=Path(
-                f"results/{RUN}/raw/{split}_{modality.lower()}_{number:03d}_labels.nii.gz"
-            ),
-            modality=modality,
-            split=split,
-            batch=None,
+            modality=entry.modality,
+            split=entry.split,
+            problem=Path(f"{raw}/{entry.name}_problem.txt") if published else None,
         )
-        for split in ("train", "test")
-        for modality, count in config["data"]["phantom"][split].items()
-        for number in range(count)
+        for entry in entries
     ]
+
+
+def chosen_cases(cases):
+    """The cases that 'data.cases' picks."""
+    patterns = config["data"]["cases"]
+    if patterns is None:
+        return cases
+    for pattern in patterns:
+        if not any(fnmatchcase(case.name, pattern) for case in cases):
+            raise ConfigError(
+                f"config key 'data.cases': no case is called '{pattern}'; names are "
+                f"{cases[0].name}, {cases[-1].name} and the like."
+            )
+    return [
+        case
+        for case in cases
+        if any(fnmatchcase(case.name, pattern) for pattern in patterns)
+    ]
+
+
+def source_path():
+    """Where a published data set lies: its archive, or its folder."""
+    archive = DATASETS[SOURCE].archive
+    return f"{DOWNLOADS}/{archive.name if archive else SOURCE}"
+
+
+def sources_of(name):
+    """Input files of a published case."""
+    source = source_path()
+    if not Path(source).is_dir():
+        return [source]
+    return sorted(str(file) for file in Path(source, name).iterdir() if file.is_file())
 
 
 def batch_names(split):
@@ -72,12 +119,12 @@ try:
     config.clear()
     config.update(completed)
     RUN = config["run"]
+    SOURCE = config["data"]["source"]
+    DOWNLOADS = config["downloads"]
     CASES = {
         case.name: case
-        for case in (
-            phantom_cases()
-            if config["data"]["source"] == "phantom"
-            else read_sheet(config["data"]["sheet"])
+        for case in chosen_cases(
+            read_sheet(config["data"]["sheet"]) if SOURCE == "sheet" else made_cases()
         )
     }
     BATCHES = {split: batch_names(split) for split in ("train", "test")}
@@ -87,19 +134,36 @@ try:
         raise ConfigError(
             "no case has the split 'train': name a trained localizer in 'localizer.weights'."
         )
-    for key, path in {
-        "localizer.weights": config["localizer"]["weights"],
-        "segmenter.checkpoint": config["segmenter"]["checkpoint"],
-        "segmenter.factory": (config["segmenter"]["factory"] or "").rpartition(":")[0],
-    }.items():
-        if path and not Path(path).exists():
-            cure = (
-                " (run the study that trains it first)"
-                if key == "localizer.weights"
-                else ""
+    # what is fetched from elsewhere, and what only the user can get (path: words)
+    WANTED, BY_HAND = [], {}
+    if SOURCE in DATASETS:
+        if DATASETS[SOURCE].archive:
+            WANTED.append(DATASETS[SOURCE].archive)
+        elif not Path(DOWNLOADS, SOURCE).is_dir():
+            BY_HAND[source_path()] = (
+                f"{DATASETS[SOURCE].by_hand}, and put its case folders into {source_path()}."
             )
-            raise ConfigError(f"config key '{key}': there is no file '{path}'{cure}.")
+    if config["segmenter"]["checkpoint"] == "auto":
+        WANTED.append(WEIGHTS[config["segmenter"]["model"]])
+        config["segmenter"]["checkpoint"] = f"{DOWNLOADS}/{WANTED[-1].name}"
+    else:
+        for key, path in {
+            "segmenter.checkpoint": config["segmenter"]["checkpoint"],
+            "segmenter.factory": (config["segmenter"]["factory"] or "").rpartition(":")[
+                0
+            ],
+        }.items():
+            if path and not Path(path).exists():
+                raise ConfigError(f"config key '{key}': there is no file '{path}'.")
     FACTORY = factory_code(config["segmenter"]["factory"])
+    if (path := config["localizer"]["weights"]) and not Path(path).exists():
+        words = f"config key 'localizer.weights': there is no file '{path}'"
+        trained = re.fullmatch(r"results/([^/]+)/localizer/.+", path)
+        if trained is None or trained[1] == RUN:
+            raise ConfigError(f"{words}.")
+        BY_HAND[path] = (
+            f"{words}: run the study '{trained[1]}', which trains it, first."
+        )
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -127,8 +191,20 @@ def files_of(*paths):
 # Weights from outside the workflow, as input files: others mean other results.
 FOREIGN = {
     "clip": files_of(*BACKBONE.values()),
-    "sam": files_of(config["segmenter"]["checkpoint"]),
+    # a checkpoint that is yet to be fetched is there when its rule has run
+    "sam": files_of(config["segmenter"]["checkpoint"])
+    or [
+        f"{DOWNLOADS}/{remote.name}" for remote in WANTED if remote in WEIGHTS.values()
+    ],
 }
+
+# What preparing a published case writes.
+PREPARED = {
+    "image": "results/{run}/raw/{case}.nii.gz",
+    "problem": "results/{run}/raw/{case}_problem.txt",
+}
+if SOURCE in DATASETS and DATASETS[SOURCE].labelled:
+    PREPARED["label"] = "results/{run}/raw/{case}_labels.nii.gz"
 METRICS = ["localizer", "segmenter", "explanations"]
 
 
@@ -150,28 +226,31 @@ def cases_of(batch):
     )
 
 
+def files_of(case):
+    """Image, label, and what went wrong with them."""
+    return [str(path) for path in (case.image, case.label, case.problem) if path]
+
+
 def raw_files(wildcards):
-    """Images and labels of a batch's cases."""
-    files = []
-    for case in cases_of(wildcards.batch):
-        files.append(str(case.image))
-        if case.label:
-            files.append(str(case.label))
-    return files
+    """Files of a batch's cases."""
+    return [file for case in cases_of(wildcards.batch) for file in files_of(case)]
+
+
+def row_of(case):
+    """A case as plain builtins, for params."""
+    return {
+        "name": case.name,
+        "image": str(case.image),
+        "label": str(case.label) if case.label else None,
+        "modality": case.modality,
+        "split": case.split,
+        "problem": str(case.problem) if case.problem else None,
+    }
 
 
 def case_rows(wildcards):
     """A batch's cases as plain builtins, for params."""
-    return [
-        {
-            "name": case.name,
-            "image": str(case.image),
-            "label": str(case.label) if case.label else None,
-            "modality": case.modality,
-            "split": case.split,
-        }
-        for case in cases_of(wildcards.batch)
-    ]
+    return [row_of(case) for case in cases_of(wildcards.batch)]
 
 
 def code(script, *also):

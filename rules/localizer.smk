@@ -44,7 +44,7 @@ if TRAINS:
             ),
             code=code("train_localizer.py"),
         message:
-            "Train the localizer ({wildcards.variant})"
+            "Train the localizer ({wildcards.variant})" + backbone_note(**BACKBONE)
         script:
             "../scripts/train_localizer.py"
 
@@ -72,6 +72,7 @@ rule localize:
         code=code("localize.py"),
     message:
         "Localize the organs of batch {wildcards.batch} ({wildcards.variant})"
+        + backbone_note(**BACKBONE)
     script:
         "../scripts/localize.py"
 

@@ -12,7 +12,10 @@ with job(snakemake) as log:
     slices, skips = [], []
     for row in cfg["cases"]:
         label = Path(row["label"]) if row["label"] else None
-        case = Case(row["name"], Path(row["image"]), label, row["modality"], row["split"], None)
+        problem = Path(row["problem"]) if row["problem"] else None
+        case = Case(
+            row["name"], Path(row["image"]), label, row["modality"], row["split"], None, problem
+        )
         settings = {key: cfg[key] for key in ("classes", "labels", "window", "percentiles")}
         taken, left_out = take_slices(case, {**settings, **cfg["slices"]})
         slices += taken

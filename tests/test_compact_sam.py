@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from xaiclip.data import phantom
 from xaiclip.data.pool import PoolSlice, add_volume, load_pool
 from xaiclip.errors import ConfigError
+from xaiclip.files import sha256
 from xaiclip.segmenters import compact_sam as c
 from xaiclip.segmenters import loading
 from xaiclip.segmenters.base import Prompts
@@ -191,7 +192,7 @@ def test_trained_weights_are_loaded_and_checked(pool: Path, tmp_path: Path) -> N
     assert logits.shape == (1, 1, 32, 32)
     assert json.loads((folder / "sam.json").read_text())["training"]["steps"] == 4
 
-    digest = loading._digest(folder / "sam.safetensors", "sha256")
+    digest = sha256(folder / "sam.safetensors")
     (folder / "SHA256SUMS").write_text(f"{digest}  sam.safetensors\n0  other.file\n")
     loading.load_segmenter(settings, "cpu")
     (folder / "SHA256SUMS").write_text(f"{'0' * 64}  sam.safetensors\n")

@@ -84,6 +84,9 @@ def test_complete_is_idempotent_and_leaves_its_input_alone():
             ["'segmenter.adapter.channels'", "lever"],
         ),
         ({"explain": {"batch_size": "big"}}, ["'explain.batch_size'"]),
+        ({"segmenter": {"checkpoint": "auto"}}, ["'segmenter.checkpoint'", "'compact'", "medsam"]),
+        ({"data": {"source": "flare"}}, ["'data.source'", "flare22"]),
+        ({"data": {"cases": []}}, ["'data.cases'"]),
     ],
 )
 def test_mistakes_get_one_sentence_that_names_the_key(given, words):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from xaiclip.catalogue import DATASETS
 from xaiclip.provenance import SCRIPTS, executed, imported_files
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +53,9 @@ def third_party(script):
     if script in ("score.py", "attribute.py"):  # methods are imported by name
         for method in ("occlusion", "lime", "rise"):
             files |= set(imported_files(SCRIPTS / f"xaiclip/explain/{method}.py"))
+    if script == "prepare.py":  # so are adapters
+        for name in DATASETS:
+            files |= set(imported_files(SCRIPTS / f"xaiclip/data/{name}.py"))
     modules = set()
     for path in files:
         for node in executed(ast.parse(path.read_text(encoding="utf-8"))):

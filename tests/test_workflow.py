@@ -209,6 +209,7 @@ def test_an_edited_module_reruns_its_importers(study, tmp_path):
         ({"run": "x", "roi": {"sigm": 1}}, ["roi.sigm", "sigma"]),
         ({"run": "x", "data": {"source": "sheet", "sheet": "none.tsv"}}, ["none.tsv"]),
         ({"run": "x", "localizer": {"weights": "none.safetensors"}}, ["localizer.weights"]),
+        ({"run": "x", "data": {"cases": ["none*"]}}, ["data.cases", "none*", "train_ct_000"]),
     ],
 )
 def test_a_wrong_config_stops_before_the_first_job(tmp_path, config, words):

@@ -14,6 +14,7 @@ from typing import Any
 
 import jsonschema
 
+from xaiclip.catalogue import WEIGHTS
 from xaiclip.errors import ConfigError
 from xaiclip.organs import BACKGROUND, FLARE22, organs_of
 
@@ -201,6 +202,11 @@ def _check_together(config: Mapping[str, Any]) -> None:
         raise ConfigError("config key 'methods.occlusion.window' must be at most 512 (the grid).")
     segmenter = config["segmenter"]
     model = segmenter["model"]
+    if segmenter["checkpoint"] == "auto" and (segmenter["factory"] or model not in WEIGHTS):
+        raise ConfigError(
+            f"config key 'segmenter.checkpoint' is 'auto', but there are no published weights of "
+            f"{'a factory' if segmenter['factory'] else repr(model)}, only of {', '.join(WEIGHTS)}."
+        )
     # a function of the user's own may need no file
     if not segmenter["factory"] and model != "compact" and not segmenter["checkpoint"]:
         raise ConfigError(

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xaiclip.errors import ConfigError
+
 _META = "__meta__"
 
 
@@ -75,7 +77,47 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], 
     return arrays, meta
 
 
+def digest(path: str | os.PathLike[str], kind: str) -> str:
+    """Hexadecimal ``sha256`` or ``md5`` of a file's content."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, kind).hexdigest()
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """Hexadecimal SHA-256 of a file's content."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return digest(path, "sha256")
+
+
+def verify(path: Path, checksum: str) -> None:
+    """Compare a file with ``sha256:…`` or ``md5:…``.
+
+    Raises:
+        ConfigError: another kind of checksum, no such file, or the file differs.
+    """
+    kind, _, wanted = checksum.partition(":")
+    if kind not in ("sha256", "md5") or not wanted:
+        raise ConfigError(f"checksum '{checksum}' should be sha256:… or md5:….")
+    if not path.is_file():
+        raise ConfigError(f"the file {path} does not exist.")
+    found = digest(path, kind)
+    if found != wanted.lower():
+        raise ConfigError(
+            f"{path} has {kind} {found}, not {wanted}: it is damaged or another file, "
+            "fetch it again."
+        )
+
+
+def impostor(head: bytes) -> str | None:
+    """What a file is that should hold data, if its first bytes show that it does not.
+
+    Returns:
+        Words that follow the file's name in a sentence, with the cure; None for data.
+    """
+    head = head.lstrip()
+    if not head:
+        return "is empty: fetch it again"
+    if head[:1] == b"<":
+        return "is a web page, not data: open the link in a browser and save the file"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not data: run `git lfs pull`"
+    return None

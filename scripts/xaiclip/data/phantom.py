@@ -9,7 +9,6 @@ resampled, so the label map agrees with the image by construction.
 
 from __future__ import annotations
 
-import gzip
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import make_interp_spline
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
+from xaiclip.data.volumes import write_volume
 from xaiclip.organs import FLARE22
 
 Float = NDArray[np.float32]
@@ -1039,12 +1039,4 @@ def write(
     for data, target in ((volume.image, Path(image_path)), (volume.label, Path(label_path))):
         if not target.name.endswith(".nii.gz"):
             raise ValueError(f"{target} should end in .nii.gz.")
-        nifti = nib.Nifti1Image(data, volume.affine)
-        nifti.header.set_xyzt_units("mm")
-        nifti.set_qform(volume.affine, code=1)
-        nifti.set_sform(volume.affine, code=1)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        # a fixed time stamp keeps equal volumes equal on disk
-        part.write_bytes(gzip.compress(nifti.to_bytes(), compresslevel=6, mtime=0))
-        os.replace(part, target)
+        write_volume(target, data, volume.affine)

@@ -6,10 +6,12 @@ import csv
 import io
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from xaiclip.errors import ConfigError
+from xaiclip.files import write_text
 
 REQUIRED = ("case", "image", "label", "modality", "split")
 OPTIONAL = ("batch",)
@@ -29,6 +31,8 @@ class Case:
         modality: ``CT`` or ``MR``.
         split: ``train`` or ``test``.
         batch: a batch that the user chose, or None.
+        problem: a text that says why the volumes could not be made; empty if they could. None
+            for volumes that the workflow does not prepare.
     """
 
     name: str
@@ -37,6 +41,19 @@ class Case:
     modality: str
     split: str
     batch: str | None = None
+    problem: Path | None = None
+
+
+def write_sheet(path: str | os.PathLike[str], cases: Iterable[Case]) -> None:
+    """Write a sample sheet that `read_sheet` reads; its paths are relative to it."""
+    folder = Path(path).parent
+    lines = ["\t".join(REQUIRED)]
+    for case in cases:
+        image, label = (
+            os.path.relpath(file, folder) if file else "" for file in (case.image, case.label)
+        )
+        lines.append("\t".join((case.name, image, label, case.modality, case.split)))
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def read_sheet(path: str | os.PathLike[str]) -> list[Case]:

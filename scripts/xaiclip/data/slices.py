@@ -152,6 +152,8 @@ def take_slices(case: Case, settings: Mapping[str, Any]) -> tuple[list[Slice], l
         The slices, and what was left out: the case if it cannot be used, slices that are
         constant or hold no wanted organ, and organs that a slice lacks.
     """
+    if case.problem is not None and (reason := case.problem.read_text(encoding="utf-8").strip()):
+        return [], [Skip(case.name, "prepare", reason)]
     try:
         image = read_volume(case.image)
         labels = None

@@ -22,6 +22,7 @@ from nibabel.orientations import (
 from numpy.typing import NDArray
 
 from xaiclip.errors import CaseError
+from xaiclip.files import atomic
 
 #: A larger volume is refused before any memory is taken: 8 times a 512 × 512 × 1000 CT.
 MAX_VOXELS = 2**31
@@ -266,7 +267,67 @@ def _read_dicom(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]
             "give each a folder of its own."
         )
     files = reader.GetGDCMSeriesFileNames(str(folder), series[0])
-    reader.SetFileNames(files)
+    return _read_series([Path(file) for file in files], folder)
+
+
+def read_slices(files: Sequence[Path]) -> tuple[Volume, list[Path]]:
+    """Read DICOM files of one slice each as one volume, whatever series they claim to belong to.
+
+    Args:
+        files: of one folder, in any order.
+
+    Returns:
+        The volume, and the files in the order of the stored array's last axis. A stored array
+        (x, y, z) has the pixel in column x and row y of file z.
+
+    Raises:
+        CaseError: they cannot be read, or are no volume.
+    """
+    if not files:
+        raise CaseError("there are no DICOM files.")
+    folder = files[0].parent
+    reader = sitk.ImageFileReader()
+    heights = {}
+    for file in files:
+        reader.SetFileName(str(file))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            raise CaseError(f"{file}: not a readable DICOM file; get it again.") from error
+        normal = np.array(reader.GetDirection()).reshape(3, 3)[:, 2]
+        heights[file] = float(normal @ reader.GetOrigin())
+    ordered = sorted(files, key=lambda file: (heights[file], file.name))
+    stored, affine = _read_series(ordered, folder)
+    _check_affine(affine, folder)
+    geometry = Geometry(affine, (stored.shape[0], stored.shape[1], stored.shape[2]))
+    return Volume(np.ascontiguousarray(geometry.to_canonical(stored)), geometry, folder), ordered
+
+
+def write_volume(
+    path: str | os.PathLike[str], stored: NDArray[Any], affine: NDArray[np.float64]
+) -> None:
+    """Write a stored array as ``.nii.gz``, atomically and byte for byte reproducible.
+
+    Args:
+        path: ends in ``.nii.gz``.
+        stored: (X, Y, Z), of a type that NIfTI knows.
+        affine: (4, 4) from stored voxel indices to RAS, mm.
+    """
+    image = nib.Nifti1Image(stored, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    with atomic(path) as temporary:
+        # a fixed time stamp keeps equal volumes equal on disk
+        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
+
+
+def _read_series(
+    files: Sequence[Path], folder: Path
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """The stored array (x, y, z) and affine of DICOM files in the order of their slices."""
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames([str(file) for file in files])
     reader.MetaDataDictionaryArrayUpdateOn()
     try:
         image = reader.Execute()

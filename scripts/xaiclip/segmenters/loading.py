@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -18,8 +17,10 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
+from xaiclip.catalogue import WEIGHTS
 from xaiclip.device import choose_device, choose_precision
 from xaiclip.errors import ConfigError
+from xaiclip.files import digest, impostor, verify
 from xaiclip.segmenters.base import Segmenter
 from xaiclip.segmenters.compact import build
 from xaiclip.segmenters.own import call_factory
@@ -38,8 +39,7 @@ BUILDERS: dict[str, Callable[[], Sam]] = {
     "sam_vit_h": sam_model_registry["vit_h"],
 }
 
-#: medsam_vit_b.pth of Zenodo record 10689643.
-MEDSAM_MD5 = "3bb6db55bd0c9ca30b61248bca72f8d6"
+MEDSAM_MD5 = WEIGHTS["medsam"].checksum.removeprefix("md5:")
 
 
 def load_segmenter(
@@ -77,7 +77,7 @@ def load_segmenter(
         path = Path(checkpoint)
         if settings.get("checksum"):
             verify(path, settings["checksum"])
-        elif model == "medsam" and path.is_file() and _digest(path, "md5") != MEDSAM_MD5:
+        elif model == "medsam" and path.is_file() and digest(path, "md5") != MEDSAM_MD5:
             log.warning("%s are not MedSAM's published weights (fine if you tuned them)", path)
         with torch.device("meta"):  # the initial values would only be overwritten
             sam = BUILDERS[model]()
@@ -106,36 +106,12 @@ def load_compact(folder: Path = COMPACT) -> Sam:
     sums = folder / "SHA256SUMS"
     if sums.is_file():
         for line in sums.read_text(encoding="utf-8").splitlines():
-            digest, _, name = line.partition("  ")
+            wanted, _, name = line.partition("  ")
             if name in ("sam.json", "sam.safetensors"):
-                verify(folder / name, f"sha256:{digest}")
+                verify(folder / name, f"sha256:{wanted}")
     sam = build(json.loads((folder / "sam.json").read_text())["model"])
     fill(sam, read_weights(folder / "sam.safetensors"), folder / "sam.safetensors")
     return sam.eval()
-
-
-def _digest(path: Path, kind: str) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, kind).hexdigest()
-
-
-def verify(path: Path, checksum: str) -> None:
-    """Compare a file with ``sha256:…`` or ``md5:…``.
-
-    Raises:
-        ConfigError: another kind of checksum, no such file, or the file differs.
-    """
-    kind, _, wanted = checksum.partition(":")
-    if kind not in ("sha256", "md5") or not wanted:
-        raise ConfigError(f"checksum '{checksum}' should be sha256:… or md5:….")
-    if not path.is_file():
-        raise ConfigError(f"the weights file {path} does not exist.")
-    found = _digest(path, kind)
-    if found != wanted.lower():
-        raise ConfigError(
-            f"{path} has {kind} {found}, not {wanted}: it is damaged or another file, "
-            "fetch it again."
-        )
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -183,15 +159,9 @@ def _check_kind(path: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"the weights file {path} does not exist.")
     with open(path, "rb") as stream:
-        head = stream.read(512).lstrip()
-    if not head:
-        raise ConfigError(f"the weights file {path} is empty: fetch it again.")
-    if head[:1] == b"<":
-        raise ConfigError(
-            f"{path} is a web page, not weights: open the link in a browser and save the file."
-        )
-    if head.startswith(b"version https://git-lfs"):
-        raise ConfigError(f"{path} is a Git LFS pointer, not weights: run `git lfs pull`.")
+        words = impostor(stream.read(512))
+    if words:
+        raise ConfigError(f"{path} {words}.")
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:

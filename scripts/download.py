@@ -1,0 +1,8 @@
+"""Fetch a published file."""
+
+from _job import job
+
+with job(snakemake):
+    from xaiclip.download import Remote, fetch
+
+    fetch(Remote(**snakemake.params.cfg), snakemake.output[0])

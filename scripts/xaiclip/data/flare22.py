@@ -1,0 +1,42 @@
+"""FLARE22's labelled cases: an archive of NIfTI files.
+
+``…/images/FLARE22_Tr_0001_0000.nii.gz`` and ``…/labels/FLARE22_Tr_0001.nii.gz``, 50 of each.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+from xaiclip.archive import extract
+from xaiclip.errors import CaseError
+
+
+def prepare(case: str, source: Path, image: Path, label: Path | None) -> None:
+    """Take a case's two files out of the archive, unchanged.
+
+    Args:
+        case: name as published.
+        source: ``FLARE22Train.zip``.
+        image, label: the NIfTI files to write.
+
+    Raises:
+        ConfigError: the archive cannot be used.
+        CaseError: it does not hold the case, or damaged.
+    """
+    targets = {f"images/{case}_0000.nii.gz": image, f"labels/{case}.nii.gz": label}
+
+    def pick(name: str) -> str | None:
+        match = re.search(r"(?:^|/)((?:images|labels)/[^/]+)$", name)
+        return match[1] if match and match[1] in targets else None
+
+    image.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=image.parent, prefix=".tmp-") as folder:
+        extract(source, folder, pick)
+        for name, target in targets.items():
+            file = Path(folder) / name
+            if not file.is_file():
+                raise CaseError(f"{source}: holds no '{name}'; fetch the archive again.")
+            if target is not None:
+                file.replace(target)

@@ -1,0 +1,392 @@
+"""Published data sets: from the layout of their archives to volumes the right way round."""
+
+import re
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import published
+from test_workflow import ROOT, snakemake
+from xaiclip import catalogue
+from xaiclip.catalogue import DATASETS, entries
+from xaiclip.data import chaos, flare22, phantom, saros
+from xaiclip.data.sheet import Case, read_sheet, write_sheet
+from xaiclip.data.slices import load_slices, take_slices
+from xaiclip.data.volumes import check_same_grid, read_volume
+from xaiclip.errors import CaseError, ConfigError, Skip
+from xaiclip.organs import FLARE22
+
+SHAPE = (14, 11, 7)
+LPS = np.array([[-1.5, 0, 0, 20], [0, -2, 0, 30], [0, 0, 3, -40], [0, 0, 0, 1.0]])
+#: The same in canonical order: x and y reversed.
+RAS_OF = (slice(None, None, -1), slice(None, None, -1))
+
+
+def anatomy():
+    """An image and a label, stored LPS, in which no two directions are alike."""
+    image = np.random.default_rng(0).integers(0, 900, SHAPE).astype(np.int16)
+    label = np.zeros(SHAPE, np.uint8)
+    label[1:6, 1:5, 3:7] = 1  # liver: right, front, up
+    label[2:4, 7:9, 0:3] = 2  # right kidney: right, back, down
+    label[10:12, 7:10, 1:4] = 13  # left kidney: left, higher than the right one
+    label[11:13, 5:7, 5:7] = 3  # spleen: left, up
+    return image, label
+
+
+@pytest.fixture
+def image_and_label():
+    return anatomy()
+
+
+def sides(label):
+    """Mean position (right, anterior, superior; mm) of each organ in a NIfTI label."""
+    nifti = nib.load(label)
+    array = np.asarray(nifti.dataobj)
+    return {
+        organ: nib.affines.apply_affine(nifti.affine, np.argwhere(array == number)).mean(0)
+        for number, organ in ((1, "liver"), (2, "right"), (13, "left"), (3, "spleen"))
+        if (array == number).any()
+    }
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """CHAOS with two MR patients and one CT."""
+    folder = tmp_path_factory.mktemp("chaos")
+    image, label = anatomy()
+    published.chaos_mr(folder / "in", 13, image, label, LPS)
+    published.chaos_mr(folder / "in", 1, image, label, LPS)
+    published.chaos_ct(folder / "in", 5, image, label, LPS)
+    return published.pack(folder / "in", folder / "CHAOS_Train_Sets.zip")
+
+
+@pytest.mark.parametrize(
+    ("case", "shift"), [("mr_13_t2", 0), ("mr_13_t1in", 2), ("mr_13_t1out", 1), ("ct_05", 0)]
+)
+def test_chaos(archive, tmp_path, image_and_label, case, shift):
+    image, label = image_and_label
+    out = tmp_path / "image.nii.gz", tmp_path / "label.nii.gz"
+    chaos.prepare(case, archive, *out)
+    scan, labels = read_volume(out[0]), read_volume(out[1], label=True)
+    check_same_grid(scan, labels)
+    np.testing.assert_array_equal(scan.array, (image + shift)[RAS_OF])
+    wanted = np.where(label == 1, 1, 0) if case == "ct_05" else label
+    np.testing.assert_array_equal(labels.array, wanted[RAS_OF])
+    np.testing.assert_allclose(scan.geometry.canonical_affine[:3, 3], (0.5, 10, -40), atol=1e-4)
+    np.testing.assert_allclose(scan.geometry.spacing, (1.5, 2, 3), atol=1e-5)
+    places = sides(out[1])
+    if case != "ct_05":
+        # in RAS, the patient's right has the larger x
+        assert places["right"][0] > places["left"][0] + 10
+        assert places["left"][2] > places["right"][2]
+        assert places["liver"][0] > places["spleen"][0]
+        assert places["liver"][2] > places["right"][2]
+        assert places["liver"][1] > places["right"][1]
+    (one,), _ = take_slices(
+        Case(case, out[0], out[1], "MR", "test"),
+        {
+            "classes": ["background", "liver"],
+            "labels": dict(FLARE22),
+            "window": {"level": 40, "width": 400},
+            "percentiles": {"low": 0.5, "high": 99.5},
+            "policy": "index",
+            "index": 5,
+        },
+    )
+    assert np.argwhere(one.label == 1)[:, 1].max() < SHAPE[0] / 2  # shown at the left: the right
+
+
+def spoil_png(folder):
+    next((folder / "T2SPIR/Ground").glob("*.png")).write_bytes(b"\x89PNG no")
+
+
+def spoil_dicom(folder):
+    file = next((folder / "T2SPIR/DICOM_anon").glob("*.dcm"))
+    file.write_bytes(file.read_bytes()[:300])
+
+
+def other_greys(folder):
+    _, label = anatomy()
+    shutil.rmtree(folder / "T2SPIR/Ground")
+    names = [path.stem + ".png" for path in sorted((folder / "T2SPIR/DICOM_anon").iterdir())]
+    published.masks(folder / "T2SPIR/Ground", label, names)
+
+
+def other_size(folder):
+    _, label = anatomy()
+    names = [path.stem + ".png" for path in sorted((folder / "T2SPIR/DICOM_anon").iterdir())]
+    published.masks(folder / "T2SPIR/Ground", published.GREY[label][:-1], names)
+
+
+def lost_mask(folder):
+    next((folder / "T2SPIR/Ground").glob("*.png")).unlink()
+
+
+def lost_slice(folder):
+    sorted((folder / "T2SPIR/DICOM_anon").iterdir())[3].unlink()
+
+
+def no_series(folder):
+    shutil.rmtree(folder / "T2SPIR/DICOM_anon")
+
+
+def shuffled_names(folder):
+    files = sorted((folder / "T2SPIR/DICOM_anon").iterdir())
+    files[2].rename(files[2].with_name("IMG-9999-00001.dcm"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_png, "is no readable PNG"),
+        (spoil_dicom, "DICOM"),
+        (other_greys, r"grey values \d.*, which stand for no organ"),
+        (other_size, "the masks measure"),
+        (lost_mask, "7 slices, but 6 masks"),
+        (lost_slice, "not evenly spaced"),
+        (no_series, "holds no MR/13/T2SPIR/DICOM_anon"),
+        (shuffled_names, "do not follow the positions"),
+    ],
+)
+def test_a_broken_chaos_case_says_why(tmp_path, image_and_label, spoil, words):
+    image, label = image_and_label
+    published.chaos_mr(tmp_path / "in", 13, image, label, LPS)
+    spoil(tmp_path / "in/Train_Sets/MR/13")
+    archive = published.pack(tmp_path / "in", tmp_path / "x.zip")
+    with pytest.raises(CaseError, match=words) as caught:
+        chaos.prepare("mr_13_t2", archive, tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+    text = str(caught.value)
+    assert str(archive) in text
+    assert "/slices" not in text
+    assert "\n" not in text
+    assert not (tmp_path / "a.nii.gz").exists()
+    # the patient's other series are not touched
+    chaos.prepare("mr_13_t1in", archive, tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+
+
+def test_a_case_that_chaos_does_not_hold(archive, tmp_path):
+    with pytest.raises(CaseError, match="holds no MR/38/T2SPIR/DICOM_anon"):
+        chaos.prepare("mr_38_t2", archive, tmp_path / "a.nii.gz", None)
+
+
+def test_few_stray_pixels_are_background(tmp_path):
+    grey = np.zeros((20, 20), np.uint8)
+    grey[:, :10] = 63
+    grey[0, 0] = 40
+    label = chaos._organs(grey, binary=False, name="x.png")
+    assert label[0, 0] == 0
+    assert (label == 1).sum() == 199
+    for value, number in ((55, 1), (70, 1), (110, 2), (135, 2), (175, 13), (200, 13), (240, 3)):
+        assert (
+            chaos._organs(np.full((2, 2), value, np.uint8), binary=False, name="").max() == number
+        )
+
+
+def test_flare22(tmp_path, image_and_label):
+    image, label = image_and_label
+    archive = published.flare22(tmp_path / "x.zip", (1, 41), image, label, LPS)
+    out = tmp_path / "raw/image.nii.gz", tmp_path / "raw/label.nii.gz"
+    flare22.prepare("FLARE22_Tr_0041", archive, *out)
+    np.testing.assert_array_equal(read_volume(out[0]).array, image[RAS_OF])
+    np.testing.assert_array_equal(read_volume(out[1], label=True).array, label[RAS_OF])
+    assert sorted(path.name for path in out[0].parent.iterdir()) == [p.name for p in out]
+    with pytest.raises(CaseError, match=r"holds no 'images/FLARE22_Tr_0002_0000\.nii\.gz'"):
+        flare22.prepare("FLARE22_Tr_0002", archive, *out)
+
+
+def test_saros_is_cropped_to_the_abdomen(tmp_path):
+    image = np.random.default_rng(0).integers(-1000, 500, (8, 9, 31)).astype(np.int16)
+    regions = np.full(image.shape, saros.IGNORE, np.uint8)
+    regions[:, :, ::5] = 1  # only every fifth slice is annotated
+    regions[2:6, 2:6, 10:21:5] = saros.ABDOMINAL_CAVITY
+    regions[2:6, 2:6, 25] = 4
+    published.saros(tmp_path / "saros", "case_007", image, regions, LPS)
+    saros.prepare("case_007", tmp_path / "saros", tmp_path / "out.nii.gz", None)
+    volume = read_volume(tmp_path / "out.nii.gz")
+    np.testing.assert_array_equal(volume.array, image[RAS_OF][:, :, 10:21])
+    assert volume.geometry.canonical_affine[2, 3] == pytest.approx(-40 + 10 * 3)
+    whole = read_volume(tmp_path / "saros/case_007/image.nii.gz").geometry.canonical_affine
+    np.testing.assert_allclose(volume.geometry.canonical_affine[:2], whole[:2])
+
+
+def test_broken_saros_cases(tmp_path):
+    image, _ = anatomy()
+    with pytest.raises(CaseError, match=r"holds no image\.nii\.gz"):
+        saros.prepare("case_000", tmp_path, tmp_path / "out.nii.gz", None)
+    published.saros(tmp_path, "case_001", image, np.full(SHAPE, saros.IGNORE, np.uint8), LPS)
+    with pytest.raises(CaseError, match="abdominal cavity"):
+        saros.prepare("case_001", tmp_path, tmp_path / "out.nii.gz", None)
+    (tmp_path / "case_001/body-regions.nii.gz").unlink()
+    with pytest.raises(CaseError, match="no such file"):
+        saros.prepare("case_001", tmp_path, tmp_path / "out.nii.gz", None)
+
+
+def test_case_lists():
+    for name, count in (("flare22", 50), ("chaos", 80), ("saros", 900)):
+        found = entries(name, Path("nowhere"))
+        assert len({entry.name for entry in found}) == count
+        assert all(re.fullmatch(DATASETS[name].pattern, entry.name) for entry in found)
+        splits = [entry.split for entry in found]
+        assert splits == ["train"] * (40 if name == "flare22" else 0) + ["test"] * (
+            10 if name == "flare22" else count
+        )
+    assert sum(entry.modality == "MR" for entry in DATASETS["chaos"].entries) == 60
+
+
+def test_what_was_got_by_hand_makes_the_list(tmp_path):
+    with pytest.raises(ConfigError, match="holds no case of saros"):
+        entries("saros", tmp_path)
+    for name in ("case_899", "case_003", "case_1", "other"):
+        (tmp_path / name).mkdir()
+    assert [entry.name for entry in entries("saros", tmp_path)] == ["case_003", "case_899"]
+
+
+@pytest.mark.parametrize(
+    "remote",
+    [*catalogue.WEIGHTS.values(), *filter(None, (d.archive for d in DATASETS.values()))],
+    ids=lambda r: r.name,
+)
+def test_remotes_are_well_formed(remote):
+    assert remote.url.startswith("https://")
+    assert remote.name in remote.url
+    assert re.fullmatch("md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", remote.checksum)
+
+
+def test_a_sheet_that_is_written_is_read(tmp_path):
+    for name in ("a.nii.gz", "b.nii.gz"):
+        (tmp_path / name).touch()
+    cases = [
+        Case("x", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", "CT", "train"),
+        Case("y", tmp_path / "b.nii.gz", None, "MR", "test"),
+    ]
+    write_sheet(tmp_path / "samples.tsv", cases)
+    assert read_sheet(tmp_path / "samples.tsv") == cases
+
+
+def test_a_problem_is_the_cases_reason(tmp_path):
+    (tmp_path / "p.txt").write_text("x.zip: holds no such thing.")
+    case = Case("x", tmp_path / "none", None, "CT", "test", None, tmp_path / "p.txt")
+    assert take_slices(case, {}) == ([], [Skip("x", "prepare", "x.zip: holds no such thing.")])
+
+
+FETCHED = {
+    "flare22": ["7860267/files/FLARE22Train.zip"],
+    "chaos": [
+        "3431873/files/CHAOS_Train_Sets.zip?download=1 (891 MB)",
+        "10689643/files/medsam_vit_b.pth?download=1 (375 MB)",
+        "run the study 'paper'",
+        "open_clip fetches ViT-L-14 (openai), 1.7 GB",
+    ],
+    "saros": ["by hand", "doi.org/10.25737/sz96-zg60", "into resources/downloads/saros", "medsam"],
+    "paper": [
+        "7860267/files/FLARE22Train.zip",
+        "10689643/files/medsam_vit_b.pth?download=1 (375 MB)",
+        "open_clip fetches ViT-L-14 (openai), 1.7 GB",
+    ],
+}
+
+
+@pytest.mark.parametrize("study", FETCHED)
+def test_overlays_plan_with_nothing_downloaded_and_say_what_is_missing(tmp_path, study):
+    output = snakemake(tmp_path, "--dry-run", "--configfile", str(ROOT / f"config/{study}.yaml"))
+    for words in FETCHED[study]:
+        assert words in output, words
+    assert not (tmp_path / "resources").exists()
+    counts = re.search(r"^prepare +(\d+)$", output, re.M)
+    assert int(counts[1]) == {"flare22": 50, "paper": 50, "chaos": 40, "saros": 900}[study]
+
+
+TINY = {
+    "run": "tiny-chaos",
+    "downloads": "put by hand",
+    "data": {"source": "chaos", "cases": ["mr_01_t2", "mr_13_t2"]},
+    "localizer": {"weights": "localizer.safetensors"},
+    "explain": {"prompt": "reference", "methods": ["occlusion"], "guidances": ["full", "roi"]},
+    "roi": {"rule": "top_fraction", "top_fraction": 0.1},
+    "methods": {"occlusion": {"window": 128, "stride": 128}},
+    "statistics": {"resamples": 200},
+    "figures": {"dpi": 60},
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """CHAOS MR through the whole workflow: one good patient and one whose masks are broken."""
+    from xaiclip.localizer.backbone import BackboneSettings, load_backbone
+    from xaiclip.localizer.model import Localizer, LocalizerSettings, save_localizer
+    from xaiclip.organs import SIX_CLASSES
+
+    directory = tmp_path_factory.mktemp("chaos study")
+    settings = phantom.PhantomSettings(orientations=("LPS",), max_inplane=160, slices=(14, 16))
+    volume = phantom.generate(3, "MR", settings)
+    label = np.where(np.isin(volume.label, (1, 2, 3, 13)), volume.label, 0)
+    for number in (1, 13):
+        published.chaos_mr(directory / "in", number, volume.image, label, volume.affine)
+    next((directory / "in/Train_Sets/MR/1/T2SPIR/Ground").glob("*.png")).write_bytes(b"\x89PNG")
+    (directory / "put by hand").mkdir()
+    published.pack(directory / "in", directory / "put by hand/CHAOS_Train_Sets.zip")
+    save_localizer(
+        directory / "localizer.safetensors",
+        Localizer(load_backbone(BackboneSettings()), SIX_CLASSES, LocalizerSettings()),
+    )
+    (directory / "config.yaml").write_text(yaml.safe_dump(TINY))
+    snakemake(directory, "--configfile", str(directory / "config.yaml"))
+    return directory, volume, label
+
+
+def test_chaos_runs_from_its_archive_to_the_tables(study):
+    directory, volume, label = study
+    results = directory / "results/tiny-chaos"
+    places = sides(results / "raw/mr_13_t2_labels.nii.gz")
+    assert places["right"][0] > places["left"][0] + 30
+    nifti = nib.load(results / "raw/mr_13_t2_labels.nii.gz")
+    np.testing.assert_array_equal(np.asarray(nifti.dataobj), label)
+    np.testing.assert_allclose(nifti.affine, volume.affine, atol=1e-4)
+    slices = [
+        one for path in (results / "slices").glob("test-*.npz") for one in load_slices(path)[0]
+    ]
+    (one,) = slices
+    assert one.case == "mr_13_t2"
+    centre = {number: np.argwhere(one.label == number)[:, 1].mean() for number in (2, 3)}
+    assert centre[2] < one.label.shape[1] / 2 < centre[3]  # the right kidney is shown at the left
+    table = pd.read_parquet(results / "metrics/explanations.parquet")
+    done = table[table.skipped.isna()]
+    assert {"liver", "right kidney", "left kidney"} <= set(done.organ)
+    assert set(done.case) == {"mr_13_t2"}
+    assert list((results / "maps/mr_13_t2").glob("right_kidney_occlusion_*.nii.gz"))
+
+
+def test_the_broken_case_is_listed_and_the_other_went_on(study):
+    results = study[0] / "results/tiny-chaos"
+    skipped = pd.read_csv(results / "skipped.tsv", sep="\t")
+    (row,) = skipped[skipped.case == "mr_01_t2"].itertuples()
+    assert row.stage == "prepare"
+    assert "CHAOS_Train_Sets.zip, MR/1: the mask IMG-0002-" in row.reason
+
+
+def test_the_data_set_alone_becomes_volumes_and_a_sheet(study):
+    directory = study[0]
+    sheet = directory / "results/tiny-chaos/raw/samples.tsv"
+    snakemake(
+        directory, "--configfile", str(directory / "config.yaml"), str(sheet.relative_to(directory))
+    )
+    (case,) = read_sheet(sheet)
+    assert (case.name, case.modality, case.split) == ("mr_13_t2", "MR", "test")
+
+
+def test_what_must_be_got_by_hand_is_asked_for(tmp_path):
+    """A real run, not a dry one: one clear sentence, and nothing is left behind."""
+    config = {**TINY, "data": {"source": "saros", "cases": ["case_000"]}}
+    config["localizer"] = {"weights": "results/other/localizer/text/localizer.safetensors"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    output = snakemake(
+        tmp_path, "--configfile", str(tmp_path / "config.yaml"), "put by hand/saros", check=False
+    )
+    assert "put its case folders into put by hand/saros." in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "put by hand/saros").exists()

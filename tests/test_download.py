@@ -1,0 +1,273 @@
+"""Fetching: broken connections resume, everything that is not the file is refused by name."""
+
+import hashlib
+import runpy
+import shutil
+import threading
+from collections import namedtuple
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain, repeat
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from xaiclip import download
+from xaiclip.download import Remote, fetch
+from xaiclip.errors import ConfigError
+from xaiclip.provenance import SCRIPTS
+
+CONTENT = np.random.default_rng(0).integers(0, 256, 200_000, np.uint8).tobytes()
+SIZE = len(CONTENT)
+SHA = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Answers each request by the next behaviour of its script; the last one stays."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked = []
+
+    def behave(self, *names):
+        self.asked.clear()
+        self.script = chain(names, repeat(names[-1]))
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/file.bin"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        behaviour = next(self.server.script)
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        self.server.asked.append(start)
+        getattr(self, behaviour)(start)
+
+    def answer(self, body, status=200, send=None, **headers):
+        self.send_response(status)
+        headers = {"Content_Length": len(body), "Content_Type": "application/zip", **headers}
+        for name, value in headers.items():
+            if value is not None:
+                self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        self.wfile.write(body[:send])
+
+    def part(self, start, body=CONTENT, send=None, told=None):
+        told = start if told is None else told
+        extent = f"bytes {told}-{len(body) - 1}/{len(body)}"
+        self.answer(body[start:], 206, send, Content_Range=extent)
+
+    def good(self, start):
+        self.part(start) if start else self.answer(CONTENT)
+
+    def breaks(self, start):
+        if start:
+            self.part(start, send=60_000)
+        else:
+            self.answer(CONTENT, send=60_000)
+
+    def silent(self, start):
+        self.close_connection = True
+
+    def no_range(self, start):
+        self.answer(CONTENT)
+
+    def elsewhere(self, start):
+        self.part(start, told=start + 7)
+
+    def beyond(self, start):
+        self.answer(b"", 416) if start else self.good(start)
+
+    def lies(self, start):
+        body = bytes(len(CONTENT))
+        self.part(start, body) if start else self.answer(body)
+
+    def longer(self, start):
+        self.answer(CONTENT + b"more")
+
+    def endless(self, start):
+        self.answer(CONTENT + b"more", Content_Length=None)
+
+    def page(self, start):
+        self.answer(b"<html>log in</html>", Content_Type="text/html; charset=utf-8")
+
+    def disguised(self, start):
+        self.answer(b"\n<!DOCTYPE html>" + CONTENT, Content_Length=len(CONTENT))
+
+    def empty(self, start):
+        self.answer(b"", Content_Length=None)
+
+    def error_404(self, start):
+        self.answer(b"no", 404)
+
+    def error_403(self, start):
+        self.answer(b"no", 403)
+
+    def error_500(self, start):
+        self.answer(b"no", 500)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+Place = namedtuple("Place", "target part")
+
+
+@pytest.fixture
+def place(tmp_path):
+    folder = tmp_path / "downloads with spaces"
+    return Place(folder / "file.bin", folder / ".file.bin.part")
+
+
+def get(server, place, size=SIZE):
+    remote = Remote("file.bin", server.url, SHA, size)
+    fetch(remote, place.target, attempts=3, wait=0.001, timeout=5)
+
+
+@pytest.mark.parametrize("size", [SIZE, None], ids=["size known", "size unknown"])
+@pytest.mark.parametrize(
+    ("script", "asked"),
+    [
+        (["good"], [0]),
+        (["breaks", "good"], [0, 60_000]),
+        # each brings something, so none counts as a failure
+        (["breaks"] * 4, [0, 60_000, 120_000, 180_000]),
+        (["breaks", "no_range"], [0, 60_000]),
+        (["breaks", "elsewhere", "good"], [0, 60_000, 0]),
+        (["breaks", "beyond", "good"], [0, 60_000, 0]),
+        (["silent", "error_500", "good"], [0, 0, 0]),
+        (["breaks", "error_500", "silent", "good"], [0, 60_000, 60_000, 60_000]),
+        # what was resumed had changed meanwhile: once more from the start
+        (["breaks", "lies", "good"], [0, 60_000, 0]),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value[0], str) else "",
+)
+def test_the_file_arrives_whole(server, place, script, asked, size):
+    server.behave(*script)
+    get(server, place, size)
+    assert place.target.read_bytes() == CONTENT
+    assert server.asked == asked
+    assert [path.name for path in place.target.parent.iterdir()] == ["file.bin"]
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "tries"),
+    [
+        (["error_404"], ["is not there (HTTP 404)", "by hand"], 1),
+        (["error_403"], ["refuses access (HTTP 403)", "by hand"], 1),
+        (["error_500"], ["in 3 tries (the server answers 500)", "run again"], 3),
+        (["silent"], ["in 3 tries", "connection"], 3),
+        (["page"], ["is a web page", "browser"], 1),
+        (["disguised"], ["is a web page", "browser"], 1),
+        (["lies"], ["has sha256", "damaged or another"], 1),
+        (["longer"], ["200004 bytes instead of 200000"], 1),
+        (["endless"], ["more than 200000 bytes"], 1),
+        (["empty"], ["broke after 0 of 200000"], 3),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else str(value),
+)
+def test_one_sentence_and_no_file_then_the_second_try_succeeds(server, place, script, words, tries):
+    server.behave(*script)
+    with pytest.raises(ConfigError) as caught:
+        get(server, place)
+    text = str(caught.value)
+    assert server.url in text
+    assert all(word in text for word in words), text
+    assert "\n" not in text
+    assert len(server.asked) == tries
+    assert not place.target.exists()
+    assert not place.part.exists() or not place.part.stat().st_size
+    server.behave("good")
+    get(server, place)
+    assert place.target.read_bytes() == CONTENT
+
+
+def test_what_arrived_is_kept_and_resumed_by_the_next_call(server, place):
+    server.behave("breaks", "error_500")
+    with pytest.raises(ConfigError, match="60 kB of it are kept"):
+        get(server, place)
+    assert not place.target.exists()
+    assert place.part.read_bytes() == CONTENT[:60_000]
+    server.behave("good")
+    get(server, place)
+    assert server.asked == [60_000]
+    assert place.target.read_bytes() == CONTENT
+
+
+def test_a_whole_part_is_only_checked(server, place):
+    place.part.parent.mkdir()
+    place.part.write_bytes(CONTENT)
+    server.behave("error_404")
+    get(server, place)
+    assert server.asked == []
+    assert place.target.read_bytes() == CONTENT
+
+
+def test_a_file_that_is_there_is_checked_and_kept_or_replaced(server, place):
+    place.target.parent.mkdir()
+    place.target.write_bytes(CONTENT)
+    server.behave("error_404")
+    get(server, place)
+    assert server.asked == []
+    place.target.write_bytes(CONTENT[:-1])
+    server.behave("good")
+    get(server, place)
+    assert place.target.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("size", [SIZE, None])
+def test_a_full_disk_is_seen_before_anything_is_stored(server, place, size, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(9, 9, download.SPARE + 100_000))
+    server.behave("good")
+    with pytest.raises(ConfigError, match=r"file\.bin needs 200 kB, but only 67\.2 MB are free"):
+        get(server, place, size)
+    assert not place.target.exists()
+    assert not place.part.exists()
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y", "nonsense"])
+def test_only_http(url, tmp_path):
+    with pytest.raises(ConfigError, match="must begin with https"):
+        fetch(Remote("x", url, SHA), tmp_path / "x")
+
+
+def test_the_script_ends_with_the_sentence(server, place, tmp_path, capsys):
+    def run():
+        job = SimpleNamespace(
+            params=SimpleNamespace(cfg=asdict(Remote("file.bin", server.url, SHA, SIZE))),
+            output=[str(place.target)],
+            log=[str(tmp_path / "log")],
+            threads=1,
+            rule="download",
+        )
+        runpy.run_path(str(SCRIPTS / "download.py"), {"snakemake": job})
+
+    server.behave("error_404")
+    with pytest.raises(SystemExit):
+        run()
+    assert "is not there (HTTP 404)" in (tmp_path / "log").read_text()
+    assert "Traceback" not in capsys.readouterr().err
+    server.behave("good")
+    run()
+    assert place.target.read_bytes() == CONTENT
+
+
+def test_sizes_in_words():
+    assert Remote("x", "", SHA, 890_771_694).volume == "891 MB"
+    assert Remote("x", "", SHA, 2_564_550_879).volume == "2.56 GB"
+    assert Remote("x", "", SHA, about="1 GB or so").volume == "1 GB or so"
