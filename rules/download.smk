@@ -7,10 +7,6 @@ MISSING = {
 }
 
 
-localrules:
-    download,
-
-
 if MISSING:
 
     rule download:
@@ -21,6 +17,7 @@ if MISSING:
         wildcard_constraints:
             name="|".join(re.escape(name) for name in MISSING),
         priority: 10
+        localrule: True
         conda:
             "../envs/data.yaml"
         resources:

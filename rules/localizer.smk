@@ -44,7 +44,7 @@ if TRAINS:
             ),
             code=code("train_localizer.py"),
         message:
-            "Train the localizer ({wildcards.variant})" + backbone_note(**BACKBONE)
+            f"Train the localizer ({{wildcards.variant}}){backbone_note(**BACKBONE)}"
         script:
             "../scripts/train_localizer.py"
 
@@ -71,8 +71,7 @@ rule localize:
         cfg=on_device("clip", classes=config["classes"], **BACKBONE),
         code=code("localize.py"),
     message:
-        "Localize the organs of batch {wildcards.batch} ({wildcards.variant})"
-        + backbone_note(**BACKBONE)
+        f"Localize the organs of batch {{wildcards.batch}} ({{wildcards.variant}}){backbone_note(**BACKBONE)}"
     script:
         "../scripts/localize.py"
 
