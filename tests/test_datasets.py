@@ -342,7 +342,7 @@ def study(tmp_path_factory):
         f"results/tiny-chaos/maps/.written/occlusion_{guidance}_test-0.txt"
         for guidance in ("full", "roi")
     ]
-    snakemake(directory, "--configfile", str(directory / "config.yaml"), *targets)
+    snakemake(directory, *targets, "--configfile", str(directory / "config.yaml"))
     return directory, volume, label
 
 
@@ -380,7 +380,7 @@ def test_the_data_set_alone_becomes_volumes_and_a_sheet(study):
     directory = study[0]
     sheet = directory / "results/tiny-chaos/raw/samples.tsv"
     target = str(sheet.relative_to(directory))
-    snakemake(directory, "--configfile", str(directory / "config.yaml"), target)
+    snakemake(directory, target, "--configfile", str(directory / "config.yaml"))
     (case,) = read_sheet(sheet)
     assert (case.name, case.modality, case.split) == ("mr_13_t2", "MR", "test")
 
@@ -391,7 +391,7 @@ def test_what_must_be_got_by_hand_is_asked_for(tmp_path):
     config["localizer"] = {"weights": "results/other/localizer/text/localizer.safetensors"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     output = snakemake(
-        tmp_path, "--configfile", str(tmp_path / "config.yaml"), "put by hand/saros", check=False
+        tmp_path, "put by hand/saros", "--configfile", str(tmp_path / "config.yaml"), check=False
     )
     assert "put its case folders into put by hand/saros." in output
     assert "Traceback" not in output
