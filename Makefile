@@ -1,10 +1,12 @@
 # make demo: environment, then the whole study on the embedded phantom.
-# make test: environment with the checkers, then every check that CI runs.
+# make test: environment with the checkers, then every check that CI runs. One of them starts a real SLURM:
+#   with Debian's packages if they are there; SLURM=install installs them (root), SLURM=0 goes without.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 VENV ?= .venv
+SLURM ?= 1
 BIN := $(VENV)/bin
 
 .PHONY: demo test check lint types workflow-lint unit report compact docs lock clean
@@ -31,7 +33,7 @@ workflow-lint:
 	$(BIN)/snakemake --cores 1 --dry-run --quiet all
 
 unit:
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \
+	TEST_SLURM=$(SLURM) OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \
 	  $(BIN)/pytest -n auto --dist loadfile --cov --cov-report=term --cov-fail-under=85
 
 # Everything of a run in one page, with captions: open report.html

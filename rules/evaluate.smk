@@ -81,6 +81,7 @@ rule metrics:
         "results/{run}/logs/metrics/{name}.log",
     wildcard_constraints:
         name="|".join(METRICS),
+    localrule: True
     conda:
         "../envs/data.yaml"
     resources:
@@ -115,6 +116,7 @@ rule skipped:
         "results/{run}/skipped.tsv",
     log:
         "results/{run}/logs/skipped.log",
+    localrule: True
     conda:
         "../envs/data.yaml"
     resources:

@@ -1,4 +1,4 @@
-# Tables, figures, provenance: what a paper takes over.
+# Tables, figures, provenance: what a paper takes over. Seconds each, once a study: not worth a cluster job.
 TABLES = ["table2", "segmenter", "table3", "table3_variants"]
 
 
@@ -21,6 +21,7 @@ rule table2:
         ),
     log:
         "results/{run}/logs/tables/table2.log",
+    localrule: True
     conda:
         "../envs/report.yaml"
     resources:
@@ -53,6 +54,7 @@ rule table_segmenter:
         ),
     log:
         "results/{run}/logs/tables/segmenter.log",
+    localrule: True
     conda:
         "../envs/report.yaml"
     resources:
@@ -90,6 +92,7 @@ rule table3:
         ),
     log:
         "results/{run}/logs/tables/table3.log",
+    localrule: True
     conda:
         "../envs/report.yaml"
     resources:
@@ -207,6 +210,7 @@ for figure in FIGURES:
             ),
         log:
             f"results/{{run}}/logs/figures/{figure}.log",
+        localrule: True
         conda:
             "../envs/report.yaml"
         resources:
@@ -241,6 +245,7 @@ rule provenance:
         "results/{run}/provenance.json",
     log:
         "results/{run}/logs/provenance.log",
+    localrule: True
     conda:
         "../envs/torch.yaml"
     resources:

@@ -14,6 +14,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from xaiclip.data.slices import load_slices
+from xaiclip.explain.store import load_scores
+
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
 METHODS = {"occlusion", "lime", "rise"}
@@ -219,3 +222,105 @@ def test_a_wrong_config_stops_before_the_first_job(tmp_path, config, words):
     assert all(word in output for word in words), output
     assert "Traceback" not in output
     assert not (tmp_path / "results").exists()
+
+
+# Batches: a job is a batch of cases × one method.
+
+OWN_SEGMENTER = """
+import os
+from xaiclip.segmenters.loading import load_segmenter
+
+def make(checkpoint, device, precision):
+    with open({loads!r}, "a") as stream:
+        print(os.getpid(), file=stream)
+    return load_segmenter({{"model": "compact"}}, str(device), precision)
+"""
+
+
+class Batched:
+    """A study of scans in a sheet, whose segmenter notes each loading of its weights."""
+
+    def __init__(self, directory, study):
+        self.directory, self.raw = directory, study / "results/tiny/raw"
+        self.loads = directory / "loads.txt"
+        (directory / "own.py").write_text(OWN_SEGMENTER.format(loads=str(self.loads)))
+        self.config = {
+            "run": "batched",
+            "data": {"source": "sheet", "sheet": str(directory / "sheet.tsv")},
+            "localizer": {
+                "weights": str(study / "results/tiny/localizer/text/localizer.safetensors")
+            },
+            "segmenter": {"model": f"{directory / 'own.py'}:make"},
+            "explain": {
+                "prompt": "reference",
+                "methods": ["occlusion", "rise"],
+                "guidances": ["full"],
+            },
+            "methods": {"occlusion": {"window": 128, "stride": 128}, "rise": {"masks": 12}},
+        }
+
+    def write(self, batches, **changes):
+        """Case → batch of its own (None: derived from its name); the scans are the tiny study's."""
+        rows = ["case\timage\tlabel\tmodality\tsplit\tbatch"]
+        for case, batch in batches.items():
+            image, label = self.directory / f"{case}.nii.gz", self.raw / "test_ct_000_labels.nii.gz"
+            if not image.exists():
+                content = (self.raw / "test_ct_000.nii.gz").read_bytes()
+                image.write_bytes(content[:1000] if case == "broken" else content)
+            rows.append(f"{case}\t{image}\t{label}\tCT\ttest\t{batch or ''}")
+        (self.directory / "sheet.tsv").write_text("\n".join(rows) + "\n")
+        path = self.directory / "batched.yaml"
+        path.write_text(yaml.safe_dump({**self.config, **changes}))
+        return ("--configfile", str(path))
+
+    def plan(self, *arguments):
+        """Rule and batch of each job that a dry run would run."""
+        output = snakemake(self.directory, "--dry-run", "--quiet", "reason", *arguments)
+        return set(re.findall(r"Job \d+: (\w+).* batch (test-\w+)", output))
+
+
+@pytest.fixture(scope="module")
+def batched(study, tmp_path_factory):
+    return Batched(tmp_path_factory.mktemp("batched"), study)
+
+
+def test_a_batch_loads_the_model_once_per_method_and_survives_a_broken_case(batched):
+    arguments = batched.write({"one": "a", "broken": "a", "two": "a"})
+    done = "results/batched/scores/{}/full/test-a.npz"
+    snakemake(batched.directory, *arguments, *("--", done.format("occlusion"), done.format("rise")))
+    loads = batched.loads.read_text().split()
+    assert len(loads) == len(set(loads)) == 2  # one job per method, one loading per job
+    slices, skips = load_slices(batched.directory / "results/batched/slices/test-a.npz")
+    assert [one.case for one in slices] == ["one", "two"]
+    assert [(skip.case, skip.stage) for skip in skips] == [("broken", "slices")]
+    for name in ("occlusion", "rise"):
+        scores, _ = load_scores(batched.directory / done.format(name))
+        assert [one.case for one in scores] == ["one", "two"]
+
+    # the finished batch is left alone when a case joins another, and made again when one joins it
+    targets = ("--", done.format("rise"), "results/batched/slices/test-b.npz")
+    arguments = batched.write({"one": "a", "broken": "a", "two": "a", "three": "b"})
+    assert batched.plan(*arguments, *targets) == {("Slices", "test-b")}
+    snakemake(batched.directory, *arguments, *targets)
+    arguments = batched.write({"one": "a", "broken": "a", "two": "a"})
+    assert batched.plan(*arguments, *targets[:2]) == set()
+    arguments = batched.write({"one": "a", "broken": "a", "three": "b"})
+    assert {batch for _, batch in batched.plan(*arguments, *targets)} == {"test-a"}
+    arguments = batched.write({"one": "a", "broken": "a", "two": "a", "three": "b", "four": "b"})
+    assert {batch for _, batch in batched.plan(*arguments, *targets)} == {"test-b"}
+
+
+@pytest.mark.parametrize(("cases_per_job", "most"), [(100, 1), (4, 2), (1, 8)])
+def test_cases_per_job_sets_the_number_of_batches(batched, cases_per_job, most):
+    cases = dict.fromkeys((f"case{number}" for number in range(8)), None)
+    arguments = batched.write(cases, cases_per_job=cases_per_job)
+    made = {batch for rule, batch in batched.plan(*arguments) if rule == "Slices"}
+    assert made <= {f"test-{number}" for number in range(most)}
+    assert len(made) >= most / 2
+    # a case that joins leaves the batches of the others as they are, until their number doubles
+    if cases_per_job == 4:
+        fewer = batched.write(dict(list(cases.items())[:-1]), cases_per_job=4)
+        slices = [f"results/batched/slices/{batch}.npz" for batch in sorted(made)]
+        snakemake(batched.directory, *fewer, "--", *slices)
+        again = batched.write(cases, cases_per_job=4)
+        assert len(batched.plan(*again, "--", *slices)) == 1
