@@ -61,6 +61,7 @@ rule compact:
         touch("results/compact/.installed"),
     log:
         "results/compact/logs/install.log",
+    localrule: True
     conda:
         "../envs/report.yaml"
     resources:
