@@ -28,6 +28,11 @@ install() {
   [ -n "$(missing)" ] || return 0
   [ "$(id -u)" = 0 ] || fail "installing packages needs root"
   export DEBIAN_FRONTEND=noninteractive
+  if [ ! -e /usr/sbin/policy-rc.d ]; then # the packages must not start services of their own
+    printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
+    chmod +x /usr/sbin/policy-rc.d
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+  fi
   apt-get update -qq
   apt-get install -y -qq --no-install-recommends "${PACKAGES[@]}"
 }
@@ -38,7 +43,7 @@ up() {
   [ "$(id -u)" = 0 ] || fail "the test cluster needs root (a container will do)"
   for file in slurm gres cgroup; do # a link to nowhere is what a killed run left
     if [ -e "/etc/slurm/$file.conf" ]; then
-      fail "/etc/slurm/$file.conf exists: this machine has a SLURM of its own, which a test must not touch"
+      fail "/etc/slurm/$file.conf exists: this machine has a SLURM of its own, or the test runs twice"
     fi
   done
   mkdir -p "$dir"/{munge,state,log,run} /etc/slurm
