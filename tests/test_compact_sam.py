@@ -21,7 +21,8 @@ from xaiclip.segmenters import compact_sam as c
 from xaiclip.segmenters import loading
 from xaiclip.segmenters.base import Prompts
 from xaiclip.segmenters.compact import CONFIG, build
-from xaiclip.segmenters.sam import SamSegmenter, decode_pairs
+from xaiclip.segmenters.decoder import decode_pairs
+from xaiclip.segmenters.sam import SamSegmenter
 
 TINY = CONFIG | {
     "image_size": 64,

@@ -25,8 +25,9 @@ from torch import nn
 from xaiclip.errors import ConfigError
 from xaiclip.segmenters import loading
 from xaiclip.segmenters.base import Prompts, Segmenter, to_mask
+from xaiclip.segmenters.decoder import box_masks, decode_pairs
 from xaiclip.segmenters.predict import segment_slice
-from xaiclip.segmenters.sam import SamSegmenter, box_masks, decode_pairs, fit_input
+from xaiclip.segmenters.sam import SamSegmenter, fit_input
 
 
 def tiny(patch: int = 16) -> Sam:

@@ -13,8 +13,9 @@ from segment_anything.modeling import (
     Sam,
     TwoWayTransformer,
 )
-from segment_anything.modeling.common import LayerNorm2d
 from torch import nn
+
+from xaiclip.segmenters.encoder import ChannelNorm
 
 CONFIG: dict[str, Any] = {
     "image_size": 256,
@@ -40,7 +41,7 @@ def _stem(widths: Sequence[int], out: int) -> nn.Sequential:
     for width in widths:
         layers += [nn.Conv2d(before, width, 3, 2, 1), nn.ReLU(inplace=True)]
         before = width
-    return nn.Sequential(*layers, LayerNorm2d(before), nn.Conv2d(before, out, 3, 2, 1))
+    return nn.Sequential(*layers, ChannelNorm(before), nn.Conv2d(before, out, 3, 2, 1))
 
 
 def build(config: Mapping[str, Any] = CONFIG) -> Sam:

@@ -32,7 +32,8 @@ from xaiclip.files import atomic, write_json
 from xaiclip.organs import FLARE22, SIX_CLASSES, organs_of
 from xaiclip.segmenters.base import Prompts, to_mask
 from xaiclip.segmenters.compact import CONFIG, build
-from xaiclip.segmenters.sam import SamSegmenter, box_masks, decode_pairs
+from xaiclip.segmenters.decoder import box_masks, decode_pairs
+from xaiclip.segmenters.sam import SamSegmenter
 
 log = logging.getLogger(__name__)
 

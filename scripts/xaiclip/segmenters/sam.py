@@ -12,6 +12,8 @@ from torch import Tensor
 
 from xaiclip.device import autocast
 from xaiclip.segmenters.base import Prompts
+from xaiclip.segmenters.decoder import decode_pairs
+from xaiclip.segmenters.encoder import encode_images
 from xaiclip.segmenters.frame import cut, extent, pad
 
 
@@ -26,49 +28,6 @@ def fit_input(image: NDArray[np.uint8], size: int) -> Tensor:
     low, high = grey.min(), grey.max()
     # MedSAM floors the range at 1e-8, which would blow rounding noise of a flat image up to 0…1
     return (grey - low) / (high - low) if high - low > 1e-3 else torch.zeros_like(grey)
-
-
-def box_masks(boxes: Tensor, size: int, side: int) -> Tensor:
-    """Boxes (N, 4) in pixels of 0…size as mask prompts (N, 1, side, side).
-
-    Each value is the share of its cell that the box covers.
-    """
-    edges = torch.arange(side + 1, device=boxes.device, dtype=boxes.dtype)
-    low, high = (boxes.float() * (side / size)).unflatten(-1, (2, 2)).unbind(-2)
-    covered = torch.minimum(high[..., None], edges[1:]) - torch.maximum(low[..., None], edges[:-1])
-    x, y = covered.clamp(0, 1).unbind(-2)
-    return (y[:, None, :, None] * x[:, None, None, :]).to(boxes.dtype)
-
-
-def decode_pairs(sam: Sam, embeddings: Tensor, boxes: Tensor, *, as_masks: bool = False) -> Tensor:
-    """Mask logits (B, O, h, w) of image b with its box o.
-
-    ``embeddings`` is (B, C, g, g); ``boxes`` (B, O, 4) in pixels of the model's input, or (1, O, 4)
-    where all images have the same; ``as_masks`` gives each box a second time, as a mask prompt.
-
-    Equal to ``sam.prompt_encoder`` and ``sam.mask_decoder``, ``multimask_output=False``, for each
-    pair. That decoder repeats *every* embedding for *every* box it gets and then pairs them by
-    position, computes three masks that nobody reads, and the masks' quality; this does the wanted
-    pairs only.
-    """
-    images, organs = len(embeddings), boxes.shape[1]
-    prompts, decoder = sam.prompt_encoder, sam.mask_decoder
-    flat = boxes.flatten(0, 1)
-    masks = None
-    if as_masks:
-        masks = box_masks(flat, prompts.input_image_size[0], prompts.mask_input_size[0])
-    sparse, dense = prompts(points=None, boxes=flat, masks=masks)
-    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
-    tokens = tokens.unflatten(0, (-1, organs)).expand(images, -1, -1, -1).flatten(0, 1)
-    source = (embeddings[:, None] + dense.unflatten(0, (-1, organs))).flatten(0, 1)
-    out, source = decoder.transformer(source, prompts.get_dense_pe(), tokens)
-    # token 0 is the quality's, token 1 the single mask's
-    kernel = decoder.output_hypernetworks_mlps[0](out[:, 1])
-    source = source.transpose(1, 2).unflatten(2, embeddings.shape[-2:])
-    fine = decoder.output_upscaling(source)
-    logits = (kernel[:, None] @ fine.flatten(2)).float()
-    return logits.view(images, organs, *fine.shape[-2:])
 
 
 class SamSegmenter:
@@ -115,7 +74,7 @@ class SamSegmenter:
             inputs = (inputs * 255 - self.sam.pixel_mean) / self.sam.pixel_std
             inputs = pad(inputs, self.input_size)
         with autocast(self.device, self.precision):
-            return self.sam.image_encoder(inputs).float()
+            return encode_images(self.sam.image_encoder, inputs).float()
 
     @torch.inference_mode()
     def decode(self, embeddings: Tensor, prompts: Prompts) -> Tensor:
