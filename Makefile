@@ -9,7 +9,7 @@ VENV ?= .venv
 SLURM ?= 1
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types workflow-lint unit report compact docs lock clean
+.PHONY: demo test check lint types workflow-lint unit report compact benchmark docs lock clean
 
 demo: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES)
@@ -44,13 +44,17 @@ report: $(VENV)/.run
 compact: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES) compact
 
+# Time explanations against captum, lime, xaitk-saliency, MONAI and RISE's formula (docs/benchmarks.md)
+benchmark: $(VENV)/.benchmark
+	PYTHONPATH=scripts OMP_NUM_THREADS=$(CORES) $(BIN)/python benchmarks/benchmark.py --threads $(CORES)
+
 # Write config/README.md from the schema
 docs: $(VENV)/.run
 	PYTHONPATH=scripts $(BIN)/python -c "from xaiclip import config; print(config.document(), end='')" > config/README.md
 
 # Pin every package with its hashes (needs uv)
 lock:
-	for name in requirements requirements-dev; do \
+	for name in requirements requirements-dev requirements-benchmark; do \
 	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	    --custom-compile-command "make lock" envs/$$name.in --output-file envs/$$name.txt; done
 
@@ -64,6 +68,10 @@ $(VENV)/.run: envs/requirements.txt | $(VENV)/bin/python
 $(VENV)/.dev: envs/requirements-dev.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --require-hashes -r envs/requirements-dev.txt
 	touch $@ $(VENV)/.run
+
+$(VENV)/.benchmark: envs/requirements-benchmark.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --require-hashes -r envs/requirements-benchmark.txt
+	touch $@
 
 clean:
 	rm -rf .snakemake results/*/ report.html

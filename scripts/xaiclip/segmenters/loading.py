@@ -52,6 +52,7 @@ def load_segmenter(
             ``factory`` (optional): ``file.py:function`` of the user's own in place of ``model``,
             with ``options`` and ``adapter``; see `call_factory`.
             ``checkpoint``: the weights; for ``compact`` a folder in place of the shipped one.
+            ``attention`` (optional): ``fast`` or ``stock``, see `SamSegmenter`.
             ``checksum`` (optional): ``sha256:…`` or ``md5:…`` of the checkpoint.
         device: see `choose_device`.
         precision: see `choose_precision`.
@@ -92,6 +93,7 @@ def load_segmenter(
         precision=how,
         stock=model.startswith("sam_"),
         box_masks=model == "compact",
+        attention=settings.get("attention", "fast"),
     )
 
 

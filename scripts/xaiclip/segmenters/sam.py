@@ -11,6 +11,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from xaiclip.device import autocast
+from xaiclip.errors import ConfigError
 from xaiclip.segmenters.base import Prompts
 from xaiclip.segmenters.decoder import decode_pairs
 from xaiclip.segmenters.encoder import encode_images
@@ -36,7 +37,9 @@ class SamSegmenter:
     ``stock`` prepares the slice as segment_anything's own predictor does: the longer side resized,
     SAM's mean and deviation, zeros on the right and below. MedSAM and the compact model were
     trained without; see `fit_input`. ``box_masks``: give boxes as mask prompts too, for a model
-    that was trained so.
+    that was trained so. ``attention``: ``fast`` (see `encode_images`) or ``stock``, the encoder's
+    own. The encoder computes in ``precision``; the decoder, a small part of the time, in float32:
+    its rounding would move the scores more than the encoder's.
     """
 
     def __init__(
@@ -48,13 +51,17 @@ class SamSegmenter:
         precision: str = "fp32",
         stock: bool = False,
         box_masks: bool = False,
+        attention: str = "fast",
     ) -> None:
+        if attention not in ("fast", "stock"):
+            raise ConfigError(f"segmenter.attention '{attention}' is unknown: use fast or stock.")
         self.sam = sam.to(device).eval().requires_grad_(False)
         self.name = name
         self.device = torch.device(device)
         self.precision = precision
         self.stock = stock
         self.box_masks = box_masks
+        self.attention = attention
         self.input_size: int = sam.image_encoder.img_size
 
     def prepare(self, image: NDArray[np.uint8]) -> Tensor:
@@ -73,8 +80,10 @@ class SamSegmenter:
         if self.stock:
             inputs = (inputs * 255 - self.sam.pixel_mean) / self.sam.pixel_std
             inputs = pad(inputs, self.input_size)
+        encoder = self.sam.image_encoder
         with autocast(self.device, self.precision):
-            return encode_images(self.sam.image_encoder, inputs).float()
+            stock = self.attention == "stock"
+            return (encoder(inputs) if stock else encode_images(encoder, inputs)).float()
 
     @torch.inference_mode()
     def decode(self, embeddings: Tensor, prompts: Prompts) -> Tensor:
@@ -83,6 +92,6 @@ class SamSegmenter:
         height, width = extent(prompts.shape, size) if self.stock else (size, size)
         boxes = prompts.boxes * torch.tensor([width, height, width, height])
         boxes = boxes.to(self.device)[None]
-        with autocast(self.device, self.precision):
+        with autocast(self.device, "fp32"):
             logits = decode_pairs(self.sam, embeddings, boxes, as_masks=self.box_masks)
         return cut(logits, (height, width), size)
