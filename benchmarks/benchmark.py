@@ -25,11 +25,12 @@ import numpy as np
 import pandas as pd
 import peers
 import torch
+from scipy.stats import spearmanr
 
 from xaiclip.data import phantom
 from xaiclip.data.slices import window_ct
 from xaiclip.data.volumes import display
-from xaiclip.files import atomic
+from xaiclip.files import atomic, write_text
 from xaiclip.organs import FLARE22, SIX_CLASSES, organs_of
 from xaiclip.roi import box_of
 from xaiclip.segmenters.base import Prompts
@@ -40,6 +41,7 @@ from xaiclip.segmenters.sam import SamSegmenter
 
 log = logging.getLogger("benchmark")
 COLUMNS = ["task", "system", "seconds", "ratio_to_ours", "ratio_to_floor", "forwards", "peak_mb"]
+BEGIN, END = "<!-- numbers -->", "<!-- end of numbers -->"
 
 
 class Peak:
@@ -194,8 +196,43 @@ def encoder_rows(quick: bool, repeats: int) -> list[dict[str, object]]:
     ]
 
 
-def tasks(arguments: argparse.Namespace) -> Iterator[tuple[list, list]]:
-    """Rows, task by task."""
+def precision_rows(
+    benches: Mapping[str, peers.Bench], windows: dict[str, object], masks: int
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Ours in bf16 against ours in fp32: what it gains, and what its rounding does to the maps."""
+    systems = {
+        "occlusion": peers.ours("occlusion", windows),
+        f"RISE, {masks} masks": peers.ours("rise", {"masks": masks, "estimators": ["covariance"]}),
+    }
+    rows, ranks = [], []
+    for method, system in systems.items():
+        took, forwards, maps = {}, {}, {}
+        for name, bench in benches.items():
+            bench.encoded = 0
+            start = time.perf_counter()
+            maps[name] = system(bench)
+            took[name], forwards[name] = time.perf_counter() - start, bench.encoded
+            log.info("%s, %s: %.2f s", method, name, took[name])
+        rows += [
+            {
+                "task": f"precision: {method}",
+                "system": "ours" if name == "fp32" else f"ours, {name}",
+                "seconds": took[name],
+                "ratio_to_ours": took[name] / took["fp32"],
+                "ratio_to_floor": float("nan"),
+                "forwards": forwards[name],
+                "peak_mb": float("nan"),
+            }
+            for name in benches
+        ]
+        for exact, rough in zip(maps["fp32"], maps["bf16"], strict=True):
+            rank = spearmanr(exact.map, rough.map, axis=None, nan_policy="omit").statistic
+            ranks.append({"method": method, "organ": exact.organ, "rank correlation": rank})
+    return rows, ranks
+
+
+def tasks(arguments: argparse.Namespace, ranks: list) -> Iterator[tuple[list, list]]:
+    """Rows, task by task; what bf16 does to the maps is added to ``ranks``."""
     quick, repeats, cores = arguments.quick, arguments.repeats, arguments.threads
     image, boxes = slice_of_phantom()
     segmenter = load_segmenter({"model": "compact"}, "cpu", arguments.precision)
@@ -253,6 +290,14 @@ def tasks(arguments: argparse.Namespace) -> Iterator[tuple[list, list]]:
     for count in sorted({1, cores}):
         with threads(count):
             yield scaled(f"{count} threads", five, few)
+    benches = {"fp32": five, "bf16": five}
+    for name in benches:
+        at = load_segmenter({"model": "compact"}, "cpu", name)
+        assert isinstance(at, SamSegmenter)
+        benches[name] = make_bench(at, image, boxes, 5)
+    rows, found = precision_rows(benches, windows, 4 * few)
+    ranks += found
+    yield rows, []
     yield encoder_rows(quick, min(repeats, 2)), []
 
 
@@ -316,26 +361,36 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--out", type=Path, default=Path("results/benchmark"))
+    parser.add_argument("--docs", type=Path, help="a page whose numbers are to be replaced")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.repeats = 1
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(arguments.threads)
-    rows, phases = [], []
-    for some, parts in tasks(arguments):
+    rows, phases, ranks = [], [], []
+    for some, parts in tasks(arguments, ranks):
         rows += some
         phases += parts
-        table, ledger = pd.DataFrame(rows)[COLUMNS], pd.DataFrame(phases)
+        table, ledger = pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(phases)
         with atomic(arguments.out / "benchmark.csv") as path:  # after each task: nothing is lost
             table.to_csv(path, index=False)
         with atomic(arguments.out / "phases.csv") as path:
             ledger.to_csv(path, index=False)
     digits = {"seconds": 2, "ratio_to_ours": 2, "ratio_to_floor": 2, "peak_mb": 0}
-    text = "\n\n".join(
-        [machine(arguments), markdown(table, digits), markdown(ledger, {"seconds": 3, "share": 3})]
-    )
-    with atomic(arguments.out / "benchmark.md") as path:
-        Path(path).write_text(text + "\n", encoding="utf-8")
+    parts = [
+        machine(arguments) + ":",
+        markdown(table, digits),
+        "Where the seconds of ours go:",
+        markdown(ledger, {"seconds": 3, "share": 3}),
+        "Maps in bf16 against fp32:",
+        markdown(pd.DataFrame(ranks), {"rank correlation": 4}),
+    ]
+    text = "\n\n".join(parts) + "\n"
+    write_text(arguments.out / "benchmark.md", text)
+    if arguments.docs:
+        before, rest = arguments.docs.read_text(encoding="utf-8").split(BEGIN)
+        page = before + BEGIN + "\n\n" + text + "\n" + END + rest.split(END)[1]
+        write_text(arguments.docs, page)
     with atomic(arguments.out / "benchmark.png") as path:
         plot(table, Path(path))
 

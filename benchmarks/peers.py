@@ -20,15 +20,14 @@ from xaiclip.explain.attribution import to_canonical_image
 from xaiclip.explain.engine import ScoreTable, fill_image, segment
 from xaiclip.explain.plan import Context, Plan
 from xaiclip.explain.values import soft_dice
-from xaiclip.segmenters.base import Prompts
-from xaiclip.segmenters.sam import SamSegmenter
+from xaiclip.segmenters.base import Prompts, Segmenter
 
 
 @dataclass
 class Bench:
     """One slice, its prompts, and the model; counts the images that are encoded."""
 
-    segmenter: SamSegmenter
+    segmenter: Segmenter
     image: NDArray[np.uint8]
     prompts: Prompts
     batch: int = 4

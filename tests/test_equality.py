@@ -6,13 +6,13 @@ import torch
 from captum.attr import Occlusion
 
 from explain_fakes import picture
-from test_segmenters import some_prompts, tiny
+from test_segmenters import some_prompts
 from xaiclip.explain import occlusion, rise
 from xaiclip.explain.attribution import to_canonical_image
 from xaiclip.explain.engine import fill_image, score, segment
 from xaiclip.explain.plan import Context
 from xaiclip.explain.values import VALUES, soft_dice
-from xaiclip.segmenters.loading import load_segmenter
+from xaiclip.segmenters.loading import load_compact, load_segmenter
 from xaiclip.segmenters.sam import SamSegmenter
 
 
@@ -24,15 +24,11 @@ def compact() -> SamSegmenter:
 
 
 def stock() -> SamSegmenter:
-    """segment_anything's own encoder and decoder, small: windows, relative positions, GELU."""
-    torch.manual_seed(2)
-    sam = tiny()
-    for parameter in sam.parameters():
-        torch.nn.init.normal_(parameter, std=0.15)
-    return SamSegmenter(sam, "tiny", normalise=True)
+    """The same weights through segment_anything's own encoder."""
+    return SamSegmenter(load_compact(), "compact", box_masks=True, attention="stock")
 
 
-@pytest.fixture(scope="module", params=[compact, stock], ids=["compact", "stock SAM"])
+@pytest.fixture(scope="module", params=[compact, stock], ids=["compact", "stock encoder"])
 def study(request):
     segmenter, prompts, image = request.param(), some_prompts(3, seed=4), picture()
     inputs = segmenter.prepare(image)

@@ -1,0 +1,81 @@
+"""The benchmark's book-keeping; `make benchmark` itself is run by people."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from explain_fakes import PROMPTS, FakeSegmenter, picture
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module("benchmark"), importlib.import_module("peers")
+    for name in ("benchmark", "peers"):
+        sys.modules.pop(name)
+
+
+def test_systems_make_the_forwards_that_are_reported(modules):
+    benchmark, peers = modules
+    bench = peers.Bench(FakeSegmenter(), picture(), PROMPTS, parts=2)
+    systems = {
+        "floor": peers.floor(10),
+        "ours": peers.ours("occlusion", {"window": 256, "stride": 128}),
+        "captum": peers.captum,
+        "monai": peers.monai,
+        "RISE's formula": peers.rise_formula(6, together=False),
+        "lime": peers.lime_package(6, together=True),
+    }
+    rows, ledger = benchmark.compare("occlusion", bench, systems, 2)
+    frame = pd.DataFrame(rows).set_index("system")
+    assert list(pd.DataFrame(rows).columns) == benchmark.COLUMNS
+    assert frame.forwards["floor"] == frame.forwards["ours"] == 10
+    assert frame.forwards["captum"] == 2 * 10  # once for each organ
+    assert frame.forwards["RISE's formula"] == 2 * 6
+    assert frame.forwards["lime"] == 6
+    assert frame.ratio_to_ours["ours"] == frame.ratio_to_floor["floor"] == 1
+    assert (frame.seconds > 0).all()
+    assert {row["phase"] for row in ledger} >= {"perturb", "encode", "decode", "aggregate"}
+    assert sum(row["share"] for row in ledger) == pytest.approx(1)
+
+
+def test_rise_formula_is_the_mean_of_masks_weighted_by_scores(modules):
+    _, peers = modules
+    bench = peers.Bench(FakeSegmenter(), picture(), PROMPTS)
+    alone = peers.rise_formula(5, together=False)(bench)
+    together = peers.rise_formula(5, together=True)(bench)
+    torch.testing.assert_close(torch.cat(alone), together[0], atol=1e-5, rtol=1e-4)
+
+
+def test_peak_memory_sees_a_large_array(modules):
+    benchmark, _ = modules
+    if np.isnan(benchmark.resident()):
+        pytest.skip("this system does not tell a process's resident memory")
+    with benchmark.Peak() as peak:
+        held = np.ones(25_000_000)  # 200 MB
+        benchmark.time.sleep(0.1)
+    assert held.nbytes / 1e6 * 0.9 < peak.megabytes < 1000
+
+
+def test_a_table_for_the_page(modules):
+    benchmark, _ = modules
+    frame = pd.DataFrame({"system": ["ours", "floor"], "seconds": [1.234, np.nan]})
+    assert benchmark.markdown(frame, {"seconds": 1}).splitlines() == [
+        "| system | seconds |",
+        "| --- | --- |",
+        "| ours | 1.2 |",
+        "| floor |  |",
+    ]
+
+
+def test_the_page_has_a_place_for_the_numbers(modules):
+    benchmark, _ = modules
+    page = (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert page.count(benchmark.BEGIN) == page.count(benchmark.END) == 1
