@@ -233,7 +233,6 @@ def lime_package(samples: int, together: bool) -> System:
                 num_samples=samples,
                 batch_size=bench.batch,
                 segmentation_fn=lambda _: segments,
-                progress_bar=False,
             )
             for organ in runs
         ]
