@@ -1,12 +1,12 @@
 # make demo: environment, then the whole study on the embedded phantom.
-# make test: environment with the checkers, then every check that CI runs. One of them starts a real SLURM:
-#   with Debian's packages if they are there; SLURM=install installs them (root), SLURM=0 goes without.
+# make test: environment with the checkers, then every check that CI runs. One of them starts a real SLURM; Debian's
+#   packages for it are installed if they are missing (as root). SLURM=1 installs nothing, SLURM=0 goes without.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 VENV ?= .venv
-SLURM ?= 1
+SLURM ?= install
 BIN := $(VENV)/bin
 
 .PHONY: demo test check lint types workflow-lint unit report compact benchmark docs lock clean
