@@ -319,8 +319,8 @@ class ClipSettings:
     patches) fits the nearer end. Only a run that ends by its steps can be repeated exactly.
     """
 
-    steps: int = 1500
-    batch: int = 64
+    steps: int = 3000
+    batch: int = 40
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
     warmup: int = 60
@@ -329,7 +329,7 @@ class ClipSettings:
     region: float = 1.0
     held_out: float = 0.06
     check_every: int = 100
-    minutes: float = 60.0
+    minutes: float = 120.0
     device: str = "auto"
     seed: int = 1
 

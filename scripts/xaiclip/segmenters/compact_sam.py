@@ -267,8 +267,8 @@ class SamSettings:
     ``precision`` auto is bf16 where the CPU computes it natively.
     """
 
-    steps: int = 6000
-    minutes: float = 90.0
+    steps: int = 8000
+    minutes: float = 120.0
     batch: int = 6
     prompts: int = 5
     learning_rate: float = 1e-3
