@@ -93,7 +93,7 @@ def training_curves(sources: Sources, settings: Settings) -> Figure:
     if not any(len(rows) for rows in histories.values()):
         raise CaseError("The localizer was not trained for a single epoch.")
     organs = style.Organs(settings.classes)
-    figure = style.new_figure("Training of the localizer", 3.2)
+    figure = style.new_figure("Training of the localizer", 3.9)
     loss, mean, each = figure.subplots(1, 3)
     for variant, rows in histories.items():
         words, colour, lines = _TRAINED[variant]
@@ -127,7 +127,7 @@ def training_curves(sources: Sources, settings: Settings) -> Figure:
         axes.grid(axis="y")
         style.letter(axes, index, title)
         if axes.lines:
-            axes.legend(loc="best")
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))  # never over a curve
         else:
             axes.text(0.5, 0.5, "no validation case", transform=axes.transAxes, ha="center")
     return figure
