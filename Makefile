@@ -9,7 +9,7 @@ VENV ?= .venv
 SLURM ?= install
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types workflow-lint unit report compact benchmark docs lock clean
+.PHONY: demo test check lint types workflow-lint unit report savings compact benchmark docs lock clean
 
 demo: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES)
@@ -39,6 +39,10 @@ unit:
 # Everything of a run in one page, with captions: open report.html
 report: $(VENV)/.run
 	$(BIN)/snakemake --report report.html
+
+# What fewer forwards would save and lose, from the run's stored scores: tables/savings.md
+savings: $(VENV)/.run
+	$(BIN)/snakemake --cores $(CORES) savings
 
 # Train the shipped compact models again from nothing (hours on two cores)
 compact: $(VENV)/.run

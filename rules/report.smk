@@ -2,6 +2,40 @@
 TABLES = ["table2", "segmenter", "table3", "table3_variants"]
 
 
+rule savings:
+    input:
+        expand("results/{run}/tables/savings.md", run=RUN),
+
+
+rule table_savings:
+    input:
+        scores=expand(
+            "results/{run}/scores/{method}/{guidance}/{batch}.npz",
+            method=METHODS,
+            guidance=GUIDANCES,
+            batch=batches("test"),
+            allow_missing=True,
+        ),
+    output:
+        csv="results/{run}/tables/savings.csv",
+        md="results/{run}/tables/savings.md",
+    log:
+        "results/{run}/logs/tables/savings.log",
+    conda:
+        "../envs/torch.yaml"
+    threads: 2
+    resources:
+        mem_mb=3000,
+        runtime=120,
+    params:
+        cfg={"shares": [0.2, 0.4, 0.6, 0.8], "stops": [0.8, 0.9]},
+        code=code("savings.py", *(f"xaiclip.explain.{name}" for name in METHODS)),
+    message:
+        "What shorter plans would have saved and lost"
+    script:
+        "../scripts/savings.py"
+
+
 rule table2:
     input:
         localizer="results/{run}/metrics/localizer.parquet",

@@ -116,8 +116,14 @@ def test_attributions_survive_storage(tmp_path):
     save_attributions(tmp_path / "maps.npz", [("a", 7, each) for each in attributions])
     loaded = load_attributions(tmp_path / "maps.npz")
     assert len(loaded) == len(attributions) == 4
+    assert [each.error is None for each in attributions] == [False, False, True, True]
     for (case, index, got), expected in zip(loaded, attributions, strict=True):
         assert (case, index) == ("a", 7)
         np.testing.assert_array_equal(got.map, expected.map)
-        assert {**vars(got), "map": 0} == {**vars(expected), "map": 0}
+        if expected.error is None:
+            assert got.error is None
+        else:
+            np.testing.assert_array_equal(got.error, expected.error)
+        plain = {"map": 0, "error": 0}
+        assert {**vars(got), **plain} == {**vars(expected), **plain}
     assert {each.organ for _, _, each in loaded} == set(ORGANS)

@@ -131,6 +131,8 @@ def explanation_rows(
                 **_fidelity(scores, one),
                 **localization_columns(one.map, scores.context.masks[position], label),
                 "lime_r2": one.details.get("r2"),
+                "standard_error": one.details.get("standard_error"),
+                "reliability": one.details.get("reliability"),
             }
         )
     return rows

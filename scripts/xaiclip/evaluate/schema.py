@@ -61,7 +61,7 @@ EXPLANATIONS = _schema(
     (_REAL, "baseline_dice_gt fidelity_dice fidelity_iou"),
     (_REAL, "localization_dice_pred localization_iou_pred localization_dice_pred_chance"),
     (_REAL, "localization_dice_gt localization_iou_gt localization_dice_gt_chance"),
-    (_REAL, "pointing_pred pointing_gt lime_r2"),
+    (_REAL, "pointing_pred pointing_gt lime_r2 standard_error reliability"),
     (_TEXT, "skipped"),
 )
 

@@ -6,6 +6,9 @@ A method is one module of this package that offers
 - ``plans(context) -> dict[str, Plan]``: which pixels each forward replaces;
 - ``aggregate(plans, tables, context) -> list[Attribution]``: score tables into maps.
 
+It may also offer ``refine(plans, tables, context) -> dict[str, Plan]``: further forwards in the
+light of those made so far, until it has none; each call sees everything made.
+
 The engine does the rest. Importing this package loads neither torch nor any method.
 """
 
@@ -40,6 +43,17 @@ class Method(Protocol):
     ) -> list[Attribution]:
         """The maps of every organ, variant and explained value."""
         ...
+
+
+def refine(
+    explainer: Method,
+    plans: Mapping[str, Plan],
+    tables: Mapping[str, ScoreTable],
+    context: Context,
+) -> dict[str, Plan]:
+    """The forwards that a method wants next, by the plan that they extend; {} = it has enough."""
+    propose = getattr(explainer, "refine", None)
+    return propose(plans, tables, context) if propose else {}
 
 
 def method(name: str) -> Method:

@@ -30,6 +30,8 @@ class Attribution:
         plans: names of the perturbation plans that the map rests on.
         primary: whether the tables show this map; one of an organ's maps.
         details: further numbers, for example LIME's ``r2``.
+        error: float32 (s, s), the map's standard error at the centres of s × s equal parts of the
+            grid, NaN = undefined; None = the method does not sample, or gives none.
     """
 
     organ: str
@@ -39,6 +41,7 @@ class Attribution:
     plans: tuple[str, ...]
     primary: bool = False
     details: dict[str, float] = field(default_factory=dict)
+    error: NDArray[np.float32] | None = None
 
 
 def to_slice_grid(canonical: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
@@ -65,10 +68,19 @@ def save_attributions(
 ) -> None:
     """Write the maps of a batch: triples of case, slice index and attribution."""
     meta = [
-        {"case": case, "slice": index, **{k: v for k, v in vars(one).items() if k != "map"}}
+        {
+            "case": case,
+            "slice": index,
+            **{key: value for key, value in vars(one).items() if key not in ("map", "error")},
+        }
         for case, index, one in attributions
     ]
-    save_arrays(path, {f"{i}": one.map for i, (_, _, one) in enumerate(attributions)}, meta)
+    arrays: dict[str, NDArray[Any]] = {}
+    for i, (_, _, one) in enumerate(attributions):
+        arrays[f"{i}"] = one.map
+        if one.error is not None:
+            arrays[f"{i}/error"] = one.error
+    save_arrays(path, arrays, meta)
 
 
 def load_attributions(path: str | os.PathLike[str]) -> list[tuple[str, int, Attribution]]:
@@ -77,7 +89,9 @@ def load_attributions(path: str | os.PathLike[str]) -> list[tuple[str, int, Attr
     loaded = []
     for i, row in enumerate(meta):
         case, index, plans = row.pop("case"), row.pop("slice"), tuple(row.pop("plans"))
-        loaded.append((case, index, Attribution(map=arrays[f"{i}"], plans=plans, **row)))
+        error = arrays.get(f"{i}/error")
+        one = Attribution(map=arrays[f"{i}"], error=error, plans=plans, **row)
+        loaded.append((case, index, one))
     return loaded
 
 

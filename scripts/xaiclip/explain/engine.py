@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -136,6 +136,26 @@ class ScoreTable:
     values: tuple[str, ...]
     seconds: dict[str, float]
     n_forwards: int
+
+    def take(self, rows: slice | NDArray[np.integer[Any]]) -> ScoreTable:
+        """The table of some of the forwards; the seconds in proportion to their number."""
+        scores = self.scores[rows]
+        share = len(scores) / max(1, len(self.scores))
+        seconds = {phase: spent * share for phase, spent in self.seconds.items()}
+        return replace(self, scores=scores, seconds=seconds, n_forwards=len(scores))
+
+    def extended(self, other: ScoreTable) -> ScoreTable:
+        """The forwards of this table, then those of another on the same slice."""
+        seconds = {
+            phase: self.seconds.get(phase, 0.0) + other.seconds.get(phase, 0.0)
+            for phase in self.seconds | other.seconds
+        }
+        return replace(
+            self,
+            scores=np.concatenate([self.scores, other.scores]),
+            seconds=seconds,
+            n_forwards=self.n_forwards + other.n_forwards,
+        )
 
     def of(self, values: Sequence[str]) -> NDArray[np.float32]:
         """The scores of some value functions: (N, O, len(values))."""

@@ -18,6 +18,7 @@ from xaiclip.errors import CaseError
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.explain.engine import ScoreTable
 from xaiclip.explain.plan import Context, Plan, SuperpixelPlan
+from xaiclip.explain.uncertainty import block_size, reliability, summary
 
 MULTISCALE = "multiscale"
 KERNEL_WIDTH = 0.25  # of lime_image
@@ -26,6 +27,10 @@ KERNEL_WIDTH = 0.25  # of lime_image
 @dataclass(frozen=True)
 class Settings:
     """Superpixels and samples; the unperturbed image is one of the ``samples``, as in lime.
+
+    ``paired`` sampling follows each sample with its complement (Covert and Lee 2021). ``stop``: no
+    more samples of a superpixel map once every organ's coefficients are this reliable
+    (`uncertainty.reliability`).
 
     Under guidance ``proportional`` keeps the samples per superpixel (but at least
     ``min_samples``), ``equal`` the number of samples.
@@ -39,6 +44,13 @@ class Settings:
     sigma: float = 0.5
     min_size: int = 50
     scales: Sequence[float] = (50, 100, 200)
+    sampling: str = "plain"
+    stop: float | None = None
+
+    @property
+    def group(self) -> int:
+        """Samples that depend on each other."""
+        return 2 if self.sampling == "paired" else 1
 
     def plans_of(self, variant: str) -> list[str]:
         """Names of the plans that a variant rests on; a Felzenszwalb name ends in its scale."""
@@ -50,8 +62,39 @@ class Settings:
 def plans(context: Context) -> dict[str, Plan]:
     """Random superpixels on or off, half of them on average."""
     settings = Settings(**context.settings)
-    names = dict.fromkeys(name for one in settings.variants for name in settings.plans_of(one))
-    return {name: _plan(name, settings, context) for name in names}
+    drawn = _draw(settings, context)
+    if settings.stop is None:
+        return {**drawn}
+    return {name: plan.take(slice(block_size(settings.samples))) for name, plan in drawn.items()}
+
+
+def refine(
+    plans: Mapping[str, Plan], tables: Mapping[str, ScoreTable], context: Context
+) -> dict[str, Plan]:
+    """The next tenth of the samples of each superpixel map whose surrogate is still uncertain."""
+    settings = Settings(**context.settings)
+    if settings.stop is None:
+        return {}
+    more: dict[str, Plan] = {}
+    for name, drawn in _draw(settings, context).items():
+        made = plans[name].n_forwards
+        if made == drawn.n_forwards:
+            continue
+        part = drawn.take(slice(made))
+        if stability(part, tables[name], context) < settings.stop:
+            more[name] = drawn.take(slice(made, made + block_size(settings.samples)))
+    return more
+
+
+def stability(plan: SuperpixelPlan, table: ScoreTable, context: Context) -> float:
+    """The least reliable organ's coefficients' reliability, of the first explained value."""
+    first = context.explained[:1]
+    scores = np.concatenate([table.baseline_of(first)[None], table.of(first)])
+    coefficients, _ = surrogate(plan.on, scores)
+    errors = coefficient_errors(plan.on, scores, coefficients, Settings(**context.settings).group)
+    if plan.on.shape[1] < 2:
+        return 1.0  # one superpixel has no ranking
+    return min(reliability(*one) for one in zip(coefficients[:, 0], errors[:, 0], strict=True))
 
 
 def aggregate(
@@ -59,19 +102,26 @@ def aggregate(
 ) -> list[Attribution]:
     """Each superpixel's coefficient in the surrogate; NaN outside the organ's ROI.
 
-    The multi-scale map is the mean of the scales' maps, each stretched to [0, 1].
+    The multi-scale map is the mean of the scales' maps, each stretched to [0, 1]; it has no
+    standard error.
     """
     settings = Settings(**context.settings)
-    maps, r2 = {}, {}
+    maps: dict[str, NDArray[np.float32]] = {}
+    errors: dict[str, NDArray[np.float32]] = {}
+    r2, trust = {}, {}
     for name, plan in plans.items():
         assert isinstance(plan, SuperpixelPlan)
         scores, whole = (
             tables[name].of(context.explained),
             tables[name].baseline_of(context.explained),
         )
-        coefficients, r2[name] = surrogate(plan.on, np.concatenate([whole[None], scores]))
-        drawn = coefficients.astype(np.float32)[..., plan.segments]
-        maps[name] = np.where(context.domains[:, None], drawn, np.float32(np.nan))
+        labels = np.concatenate([whole[None], scores])
+        coefficients, r2[name] = surrogate(plan.on, labels)
+        spread = coefficient_errors(plan.on, labels, coefficients, settings.group)
+        trust[name] = summary(coefficients, spread)
+        for drawn, numbers in ((maps, coefficients), (errors, spread)):
+            values = numbers.astype(np.float32)[..., plan.segments]
+            drawn[name] = np.where(context.domains[:, None], values, np.float32(np.nan))
     attributions = []
     for position, variant in enumerate(settings.variants):
         names = settings.plans_of(variant)
@@ -81,7 +131,11 @@ def aggregate(
             names,
             np.mean([stretch(maps[name]) for name in names], axis=0),
             primary=position == 0,
-            details={"r2": np.mean([r2[name] for name in names], axis=0)},
+            details={
+                "r2": np.mean([r2[name] for name in names], axis=0),
+                **(trust[names[0]] if variant != MULTISCALE else {}),
+            },
+            errors=errors[names[0]] if variant != MULTISCALE else None,
         )
     return attributions
 
@@ -99,6 +153,42 @@ def superpixels(name: str, image: NDArray[np.uint8], settings: Settings) -> NDAr
     return felzenszwalb(image, scale=scale, sigma=settings.sigma, min_size=settings.min_size)
 
 
+def coefficient_errors(
+    on: NDArray[np.bool_],
+    scores: NDArray[np.floating[Any]],
+    coefficients: NDArray[np.float64],
+    group: int = 1,
+) -> NDArray[np.float64]:
+    """Standard errors of `surrogate`'s coefficients: (O, V, F).
+
+    The sandwich of the weighted ridge regression, each residual divided by one minus its leverage
+    (HC3; MacKinnon and White 1985), so that a surrogate that fits anything does not look certain.
+    Neighbouring samples of a ``group`` depend on each other; their terms are added up first.
+    The ridge's shrinkage is not part of it.
+
+    Args:
+        on, scores: as `surrogate` takes them.
+        coefficients: what it gave.
+    """
+    data = np.vstack([np.ones(on.shape[1]), on])
+    labels = scores.reshape(len(scores), -1).astype(np.float64)
+    weights = _kernel(_distances(data))
+    share = weights / weights.sum()
+    centred, moved = data - share @ data, labels - share @ labels
+    inverse = np.linalg.inv(centred.T @ (weights[:, None] * centred) + np.eye(on.shape[1]))
+    leverage = weights * np.einsum("nf,fg,ng->n", centred, inverse, centred) + share
+    slopes = coefficients.reshape(labels.shape[1], -1)
+    residual = (moved - centred @ slopes.T) / (1 - leverage).clip(1e-3)[:, None]
+    terms = (weights[:, None] * centred) @ inverse
+    # the unperturbed image is one for itself
+    starts = np.concatenate([[0], np.arange(1, len(data), group)])
+    errors = [
+        np.sqrt((np.add.reduceat(terms * column[:, None], starts) ** 2).sum(0))
+        for column in residual.T
+    ]
+    return np.reshape(errors, coefficients.shape)
+
+
 def surrogate(
     on: NDArray[np.bool_], scores: NDArray[np.floating[Any]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -112,8 +202,8 @@ def surrogate(
         The coefficients (O, V, F), and R² (O, V) of the weighted fit.
     """
     data = np.vstack([np.ones(on.shape[1]), on])
-    distances = pairwise_distances(data, data[:1], metric="cosine").ravel()
-    base = LimeBase(lambda d: np.sqrt(np.exp(-(d**2) / KERNEL_WIDTH**2)), random_state=0)
+    distances = _distances(data)
+    base = LimeBase(_kernel, random_state=0)
     labels = scores.reshape(len(scores), -1).astype(np.float64)
     coefficients, r2 = np.empty((labels.shape[1], on.shape[1])), np.empty(labels.shape[1])
     for column in range(labels.shape[1]):
@@ -123,6 +213,20 @@ def surrogate(
         features, weights = zip(*fitted, strict=True)
         coefficients[column, list(features)] = weights
     return coefficients.reshape(*scores.shape[1:], -1), r2.reshape(scores.shape[1:])
+
+
+def _distances(data: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    return np.asarray(pairwise_distances(data, data[:1], metric="cosine").ravel())
+
+
+def _kernel(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.sqrt(np.exp(-(distances**2) / KERNEL_WIDTH**2)))
+
+
+def _draw(settings: Settings, context: Context) -> dict[str, SuperpixelPlan]:
+    """All samples that the settings allow; a shorter run makes the first of them."""
+    names = dict.fromkeys(name for one in settings.variants for name in settings.plans_of(one))
+    return {name: _plan(name, settings, context) for name in names}
 
 
 def _plan(name: str, settings: Settings, context: Context) -> SuperpixelPlan:
@@ -140,7 +244,10 @@ def _plan(name: str, settings: Settings, context: Context) -> SuperpixelPlan:
         samples = min(samples, max(settings.min_samples, share))
     rng = np.random.default_rng([context.seed, zlib.crc32(name.encode())])
     # the first sample is the unperturbed image, which the engine has anyway
-    on = rng.integers(0, 2, (max(1, samples - 1), len(found))).astype(bool)
+    count = max(1, samples - 1)
+    on = rng.integers(0, 2, (-(-count // settings.group), len(found))).astype(bool)
+    if settings.group == 2:
+        on = np.stack([on, ~on], axis=1).reshape(-1, len(found))[:count]
     members = np.ones((len(on), len(context.organs)), dtype=bool)
     return SuperpixelPlan(members, settings.samples - 1, segments, on)
 

@@ -1,4 +1,11 @@
-"""Occlusion sensitivity: hide one window at a time."""
+"""Occlusion sensitivity: hide one window at a time; all windows, or coarse to fine.
+
+Coarse to fine, a part of the same windows is hidden: first those that tile the image, then, round
+by round, those of which it is least certain whether they belong to the highest fifth of some
+organ's map. The scores of the others are guessed from their neighbours (`surface`). Every
+forward is one of the full plan's, so a budget of 1 is the full plan, and a full table can be
+replayed at any budget.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +13,112 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from xaiclip.errors import CaseError
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.explain.engine import ScoreTable
 from xaiclip.explain.plan import Context, Plan, WindowPlan
+from xaiclip.explain.surface import surface
 
 WINDOWS = "windows"
+TOP = 0.2  # the share of a map that the refinement looks for
+ROUNDS = 4
+REACH = 4.0  # strides between a window that misses the organ and the one that covers most of it
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Pixels of the canonical grid. A window counts if more than ``min_overlap`` of it is ROI."""
+    """Pixels of the canonical grid. A window counts if more than ``min_overlap`` of it is ROI.
+
+    ``budget`` is the share of the windows that may be hidden; below 1, coarse to fine.
+    """
 
     window: int = 64
     stride: int = 32
     min_overlap: float = 0.0
+    budget: float = 1.0
 
 
 def plans(context: Context) -> dict[str, Plan]:
-    """One window after the other; under guidance those that meet the ROI of some organ."""
+    """Every window, or the coarse ones; under guidance those that meet the ROI of some organ."""
     settings = Settings(**context.settings)
+    every = _every_window(settings, context)
+    return {WINDOWS: every.take(_coarse(every, settings))}
+
+
+def refine(
+    plans: Mapping[str, Plan], tables: Mapping[str, ScoreTable], context: Context
+) -> dict[str, Plan]:
+    """The windows of the next round: where the top fifth of an organ's map is least certain.
+
+    Each round takes an equal part of what the budget leaves. A window's worth is the chance that
+    it lies on the other side of the organ's cut than guessed, added up over the organs (the
+    straddle idea of Bryan et al. 2005); within a round, a window that is taken makes its
+    neighbours more certain.
+    """
+    settings = Settings(**context.settings)
+    every = _every_window(settings, context)
+    made = _rows(every, plans[WINDOWS])
+    left = _allowed(every, settings) - len(made)
+    if left <= 0:
+        return {}
+    table = tables[WINDOWS]
+    places = _places(every, settings, context)
+    drop = (table.baseline_of(context.explained) - table.of(context.explained))[..., 0]
+    far, covariances, members = [], [], every.members.T
+    for o, own in enumerate(members):
+        mine = own[made]
+        guess = surface(places[o, made[mine]], drop[mine, o], places[o])
+        # measured ones included: the cut is the whole map's
+        known = guess.mean.copy()
+        known[made[mine]] = np.arcsinh((drop[mine, o] - guess.centre) / guess.scale)
+        far.append(np.abs(known - np.quantile(known[own], 1 - TOP)))
+        covariances.append(guess.covariance)
+    done = max(0, len(made) - len(_coarse(every, settings)))
+    size = -(-(left + done) // ROUNDS)
+    free = np.ones(len(every.windows), bool)
+    free[made] = False
+    chosen: list[int] = []
+    for _ in range(min(size, left)):
+        doubt = np.zeros(len(free))
+        for own, distance, covariance in zip(members, far, covariances, strict=True):
+            spread = np.sqrt(covariance.diagonal().clip(1e-12))
+            doubt += own * ndtr(-distance / spread)
+        best = int(np.argmax(np.where(free, doubt, -1)))
+        chosen.append(best)
+        free[best] = False
+        for covariance in covariances:
+            column = covariance[:, best].copy()
+            covariance -= np.outer(column, column) / max(column[best], 1e-12)
+    return {WINDOWS: every.take(np.array(chosen))}
+
+
+def aggregate(
+    plans: Mapping[str, Plan], tables: Mapping[str, ScoreTable], context: Context
+) -> list[Attribution]:
+    """At each pixel, the mean drop over the windows that cover it; NaN where there is none.
+
+    Windows that were not hidden count with the drop that is guessed from those that were.
+    """
+    plan, table = plans[WINDOWS], tables[WINDOWS]
+    assert isinstance(plan, WindowPlan)
+    drop = table.baseline_of(context.explained) - table.of(context.explained)
+    settings = Settings(**context.settings)
+    if settings.budget < 1:
+        plan, drop = _completed(plan, drop, settings, context)
+    # one more column counts the windows; sums of float32 numbers are exact in float64
+    columns = np.concatenate([drop, np.ones_like(drop[..., :1])], axis=2, dtype=np.float64)
+    weights = columns * plan.members[..., None]
+    kept = plan.weighted_sum(weights.reshape(len(weights), -1))
+    sums = (weights.sum(0).reshape(-1, 1, 1) - kept).reshape(*weights.shape[1:], GRID, GRID)
+    total, count = sums[:, :-1], sums[:, -1:]
+    maps = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    return context.attributions("window", [WINDOWS], maps, primary=True)
+
+
+def _every_window(settings: Settings, context: Context) -> WindowPlan:
     steps = -(-max(GRID - settings.window, 0) // settings.stride) + 1
     starts = np.arange(steps) * settings.stride
     y, x = (grid.ravel() for grid in np.meshgrid(starts, starts, indexing="ij"))
@@ -39,20 +131,68 @@ def plans(context: Context) -> dict[str, Plan]:
     met = members.any(axis=1)
     if not met.any():
         raise CaseError("No occlusion window meets an ROI: lower 'methods.occlusion.min_overlap'.")
-    return {WINDOWS: WindowPlan(members[met], len(windows), windows[met])}
+    return WindowPlan(members[met], len(windows), windows[met])
 
 
-def aggregate(
-    plans: Mapping[str, Plan], tables: Mapping[str, ScoreTable], context: Context
-) -> list[Attribution]:
-    """At each pixel, the mean drop over the windows that cover it; NaN where there is none."""
-    plan, table = plans[WINDOWS], tables[WINDOWS]
-    drop = table.baseline_of(context.explained) - table.of(context.explained)
-    # one more column counts the windows; sums of float32 numbers are exact in float64
-    columns = np.concatenate([drop, np.ones_like(drop[..., :1])], axis=2, dtype=np.float64)
-    weights = columns * plan.members[..., None]
-    kept = plan.weighted_sum(weights.reshape(len(weights), -1))
-    sums = (weights.sum(0).reshape(-1, 1, 1) - kept).reshape(*weights.shape[1:], GRID, GRID)
-    total, count = sums[:, :-1], sums[:, -1:]
-    maps = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-    return context.attributions("window", [WINDOWS], maps, primary=True)
+def _allowed(every: WindowPlan, settings: Settings) -> int:
+    return max(1, int(settings.budget * every.n_forwards + 1e-9))
+
+
+def _coarse(every: WindowPlan, settings: Settings) -> NDArray[np.intp]:
+    """The windows of the first round: every second one, or fourth, …, and one for each organ.
+
+    They take no more than three quarters of the budget, unless the organs need it.
+    """
+    if settings.budget >= 1:
+        return np.arange(every.n_forwards)
+    steps = every.windows[:, :2] // settings.stride
+    step = 2
+    while True:
+        chosen = (steps % step == 0).all(1)
+        if chosen.sum() <= 0.75 * _allowed(every, settings) or step > steps.max():
+            break
+        step *= 2
+    for own in every.members.T:
+        if own.any() and not (own & chosen).any():
+            chosen[np.flatnonzero(own)[own.sum() // 2]] = True
+    return np.flatnonzero(chosen)
+
+
+def _places(every: WindowPlan, settings: Settings, context: Context) -> NDArray[np.float64]:
+    """Coordinates of the windows for each organ: (O, N, 3).
+
+    Row and column in strides, and the covered share of the organ's own mask, so that windows on
+    the organ are near each other and far from those beside it.
+    """
+    corners = every.windows[:, :2] / settings.stride
+    covered = np.array(
+        [[mask[y0:y1, x0:x1].sum() for x0, y0, x1, y1 in every.windows] for mask in context.masks]
+    )
+    share = covered / covered.max(1, keepdims=True).clip(1)
+    return np.stack([np.column_stack([corners, REACH * own]) for own in share])
+
+
+def _rows(every: WindowPlan, plan: Plan) -> NDArray[np.intp]:
+    """Where a plan's windows stand among all."""
+    at = {key: row for row, key in enumerate(every.signatures())}
+    return np.array([at[key] for key in plan.signatures()])
+
+
+def _completed(
+    plan: WindowPlan, drop: NDArray[np.float32], settings: Settings, context: Context
+) -> tuple[WindowPlan, NDArray[np.float32]]:
+    """Every window with its drop (N, O, V), measured or guessed."""
+    every = _every_window(settings, context)
+    made = _rows(every, plan)
+    places = _places(every, settings, context)
+    whole = np.zeros((every.n_forwards, *drop.shape[1:]), drop.dtype)
+    guessed = np.ones(every.n_forwards, bool)
+    guessed[made] = False
+    for o, own in enumerate(every.members.T):
+        mine = own[made]
+        for v in range(drop.shape[2]):
+            if guessed.any():
+                guess = surface(places[o, made[mine]], drop[mine, o, v], places[o, guessed])
+                whole[guessed, o, v] = guess.values
+    whole[made] = drop
+    return every, whole

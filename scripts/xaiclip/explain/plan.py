@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import compress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ class Plan(ABC):
     members: NDArray[np.bool_]
     n_full: int
 
+    #: The fields that hold one entry for each forward.
+    per_forward: ClassVar[tuple[str, ...]] = ("members",)
     _kinds: ClassVar[dict[str, type[Plan]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -62,6 +64,26 @@ class Plan(ABC):
             total += some.T @ self.keep(start, start + len(some), GRID).flatten(1)
         return total.view(-1, GRID, GRID).numpy()
 
+    def take(self, rows: slice | NDArray[np.integer[Any]]) -> Self:
+        """The plan of some of the forwards."""
+        chosen: dict[str, Any] = {name: getattr(self, name)[rows] for name in self.per_forward}
+        return replace(self, **chosen)
+
+    def extended(self, other: Self) -> Self:
+        """The forwards of this plan, then those of another that differs in nothing else."""
+        joined: dict[str, Any] = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)])
+            for name in self.per_forward
+        }
+        return replace(self, **joined)
+
+    def signatures(self) -> list[bytes]:
+        """What tells the forwards of one kind of plan apart: the same bytes, the same pixels."""
+        columns = [getattr(self, name) for name in self.per_forward if name != "members"]
+        return [
+            b"".join(column[k].tobytes() for column in columns) for k in range(len(self.members))
+        ]
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The plan as plain arrays, for `from_arrays`."""
         arrays = {one.name: np.asarray(getattr(self, one.name)) for one in fields(self)}
@@ -86,9 +108,11 @@ class WindowPlan(Plan):
 
     windows: NDArray[np.int32]
 
+    per_forward = ("members", "windows")
+
     def keep(self, start: int, stop: int, size: int, device: torch.device | str = "cpu") -> Tensor:
         x0, y0, x1, y1 = torch.from_numpy(self.windows[start:stop]).to(device).T[..., None]
-        at = torch.from_numpy(_nearest(size)).to(device)
+        at = torch.from_numpy(nearest(size)).to(device)
         rows, columns = (at >= y0) & (at < y1), (at >= x0) & (at < x1)
         return 1 - (rows[:, None, :, None] & columns[:, None, None, :]).float()
 
@@ -114,9 +138,11 @@ class SuperpixelPlan(Plan):
     segments: NDArray[np.int32]
     on: NDArray[np.bool_]
 
+    per_forward = ("members", "on")
+
     def keep(self, start: int, stop: int, size: int, device: torch.device | str = "cpu") -> Tensor:
         on = np.pad(self.on[start:stop], ((0, 0), (0, 1)), constant_values=True)
-        at = _nearest(size)
+        at = nearest(size)
         # label −1 is brought to F, the column that is always on
         labels = self.segments[np.ix_(at, at)].astype(np.int64) % on.shape[1]
         kept = torch.from_numpy(on).to(device).float()
@@ -141,12 +167,14 @@ class CellPlan(Plan):
     shifts: NDArray[np.int32]
     region: NDArray[np.bool_]
 
+    per_forward = ("members", "cells", "shifts")
+
     def keep(self, start: int, stop: int, size: int, device: torch.device | str = "cpu") -> Tensor:
         kernel = torch.from_numpy(_kernel(self.cells.shape[1], size)).to(device)
         rows, columns = kernel[:, torch.from_numpy(self.shifts[start:stop]).to(device)].unbind(2)
         cells = torch.from_numpy(self.cells[start:stop]).to(device).float()
         drawn = rows.transpose(0, 1) @ cells @ columns.permute(1, 2, 0)
-        at = _nearest(size)
+        at = nearest(size)
         region = torch.from_numpy(self.region[np.ix_(at, at)]).to(device)
         return torch.where(region, drawn, 1.0)[:, None]
 
@@ -204,7 +232,17 @@ def _kernel(count: int, size: int) -> NDArray[np.float32]:
     return (1 - distance).clip(0).astype(np.float32)
 
 
-def _nearest(size: int) -> NDArray[np.int64]:
+def overlap(count: int, size: int, other: int) -> NDArray[np.float64]:
+    """How much two pixels of one row share a cell's weight, mean over the shifts: (size, other).
+
+    Between the centres of ``size`` and of ``other`` pixels. Independent cells of variance v give
+    masks the covariance v · overlap(rows) · overlap(columns).
+    """
+    first, second = (_kernel(count, side).astype(np.float64) for side in (size, other))
+    return np.tensordot(first, second, ([1, 2], [1, 2])) / first.shape[1]
+
+
+def nearest(size: int) -> NDArray[np.int64]:
     """Canonical row (or column) under the centre of each of ``size`` pixels."""
     return ((np.arange(size) + 0.5) * (GRID / size)).astype(np.int64)
 
@@ -262,6 +300,7 @@ class Context:
         *,
         primary: bool,
         details: Mapping[str, NDArray[np.floating[Any]]] | None = None,
+        errors: NDArray[np.floating[Any]] | None = None,
     ) -> list[Attribution]:
         """Name the maps of one variant.
 
@@ -271,6 +310,7 @@ class Context:
             maps: (O, V, 512, 512), V = number of explained values.
             primary: whether this is the method's first variant.
             details: numbers for each map, (O, V) each.
+            errors: (O, V, s, s), the maps' standard errors, s dividing 512.
         """
         return [
             Attribution(
@@ -281,6 +321,7 @@ class Context:
                 plans=tuple(plans),
                 primary=primary and v == 0,
                 details={name: float(numbers[o, v]) for name, numbers in (details or {}).items()},
+                error=None if errors is None else errors[o, v].astype(np.float32),
             )
             for o, organ in enumerate(self.organs)
             for v, value in enumerate(self.explained)

@@ -4,50 +4,105 @@ Petsiuk et al. 2018. Their estimator, Σ S·m / (N·p), rests on a mask of the s
 With the mask fixed to 1 outside an ROI it gives E[S] / p outside and E[S·m] / p inside, which is
 never larger when S ≥ 0: importance looks inverted whatever the model does. The default here is the
 slope Cov(S, m) / Var(m), which a constant score does not move.
+
+``control_variate`` estimates the same slope with less noise: a ridge regression predicts S from the
+mask, the covariance of the prediction with m is known exactly, and only that of what the
+prediction misses is left to the sample. Each forward is predicted by a fit that has not seen it
+(cross-fitting), so the estimate is unbiased however bad the regression is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import RidgeCV
 
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.explain.engine import ScoreTable
-from xaiclip.explain.plan import CellPlan, Context, Plan, cell_side
+from xaiclip.explain.plan import CellPlan, Context, Plan, cell_side, nearest, overlap
+from xaiclip.explain.uncertainty import block_size, grouped, split_half, summary
 
 MASKS = "masks"
 VARIES = 1e-5  # below it, a mask value is constant up to rounding
+POINTS = 32  # side of the grid of standard errors: the masks are smooth
+FEATURES = 16  # side of the grid of mask values that the regression sees
+FOLDS = 5
+_CHUNK = 64  # masks drawn at once
+_PENALTIES = np.logspace(-2, 3, 11)
+
+Array = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """N masks of cells × cells, each cell kept with ``probability``."""
+    """N masks of cells × cells, each cell kept with ``probability``.
+
+    ``antithetic`` sampling draws pairs that share a shift, the second from 1 − u where the first
+    is from u; N is then rounded up to an even number. ``stop``: no more masks once the halves of
+    the sample agree on every organ's map to this reliability (`uncertainty.split_half`).
+    """
 
     masks: int = 2000
     probability: float = 0.5
     cells: int = 7
     estimators: Sequence[str] = ("covariance", "paper", "complement")
+    sampling: str = "plain"
+    stop: float | None = None
+
+    @property
+    def group(self) -> int:
+        """Masks that depend on each other."""
+        return 2 if self.sampling == "antithetic" else 1
 
 
 def plans(context: Context) -> dict[str, Plan]:
     """Random masks; under guidance they hide nothing outside the union of the ROIs."""
     settings = Settings(**context.settings)
-    rng = np.random.default_rng(context.seed)
-    count, side = settings.masks, settings.cells
-    cells = rng.random((count, side, side)) < settings.probability
-    shifts = rng.integers(0, cell_side(side), (count, 2), dtype=np.int32)
-    members = np.ones((count, len(context.organs)), dtype=bool)
-    return {MASKS: CellPlan(members, count, cells, shifts, context.union)}
+    drawn = _draw(settings, context)
+    return {
+        MASKS: drawn if settings.stop is None else drawn.take(slice(block_size(settings.masks)))
+    }
+
+
+def refine(
+    plans: Mapping[str, Plan], tables: Mapping[str, ScoreTable], context: Context
+) -> dict[str, Plan]:
+    """The next tenth of the masks, until the map's ranking is stable."""
+    settings = Settings(**context.settings)
+    plan = plans[MASKS]
+    drawn = _draw(settings, context)
+    if plan.n_forwards == drawn.n_forwards or settings.stop is None:
+        return {}
+    assert isinstance(plan, CellPlan)
+    if stability(plan, tables[MASKS], context) >= settings.stop:
+        return {}
+    return {MASKS: drawn.take(slice(plan.n_forwards, plan.n_forwards + block_size(settings.masks)))}
+
+
+def stability(plan: CellPlan, table: ScoreTable, context: Context) -> float:
+    """The least reliable organ's split-half reliability, of the first explained value."""
+    half = np.arange(plan.n_forwards) // Settings(**context.settings).group % 2
+    scores = table.of(context.explained[:1])[..., 0]
+    rows = [np.flatnonzero(half == side) for side in (0, 1)]
+    if min(map(len, rows)) < 2:
+        return 0.0
+    first, second = (_Sample(plan.take(some), scores[some], 1).slopes() for some in rows)
+    at = nearest(POINTS)
+    domains = context.domains[:, at[:, None], at]
+    return min(split_half(a[own], b[own]) for a, b, own in zip(first, second, domains, strict=True))
 
 
 def aggregate(
     plans: Mapping[str, Plan], tables: Mapping[str, ScoreTable], context: Context
 ) -> list[Attribution]:
-    """Maps of every estimator.
+    """Maps of every estimator, with their standard errors at 32 × 32 points.
 
     ``covariance``: Cov(S, m) / Var(m), NaN outside the organ's ROI and where m does not vary.
+    ``control_variate``: the same, estimated with a regression's help.
     ``paper``: Σ S·m / (N·p), everywhere; ``complement``: 1 minus it, the paper's way to read it.
     """
     settings = Settings(**context.settings)
@@ -65,8 +120,161 @@ def aggregate(
     np.divide(covariance, variance, out=slope, where=defined)
     paper = (covariance + mean[..., None, None] * mean_keep) / p
     maps = {"covariance": slope, "paper": paper, "complement": 1 - paper}
+    sample = _Sample(plan, scores.reshape(len(scores), -1), settings.group)
+    at = nearest(POINTS)
+    inside = np.where(context.domains[:, None, at[:, None], at], 1.0, np.nan)
+    errors: dict[str, Array] = {}
+    if {"paper", "complement"} & set(settings.estimators):
+        errors["paper"] = errors["complement"] = _by_map(sample.paper_errors(p), mean.shape)
+    if "covariance" in settings.estimators:
+        errors["covariance"] = _by_map(sample.slope_errors(), mean.shape) * inside
+    if "control_variate" in settings.estimators:
+        helped, helped_errors = _control_variate(plan, sample, p)
+        helped = helped.reshape(*mean.shape, GRID, GRID)
+        maps["control_variate"] = np.where(context.domains[:, None], helped, np.nan)
+        errors["control_variate"] = _by_map(helped_errors, mean.shape) * inside
     return [
         attribution
         for position, name in enumerate(settings.estimators)
-        for attribution in context.attributions(name, [MASKS], maps[name], primary=position == 0)
+        for attribution in context.attributions(
+            name,
+            [MASKS],
+            maps[name],
+            primary=position == 0,
+            details=summary(maps[name][..., at[:, None], at], errors[name]),
+            errors=errors[name],
+        )
     ]
+
+
+def _draw(settings: Settings, context: Context) -> CellPlan:
+    """All masks that the settings allow; a shorter run makes the first of them."""
+    rng = np.random.default_rng(context.seed)
+    side, group = settings.cells, settings.group
+    count = -(-settings.masks // group)
+    uniform = rng.random((count, side, side))
+    shifts = rng.integers(0, cell_side(side), (count, 2), dtype=np.int32)
+    cells = uniform < settings.probability
+    if group == 2:
+        mirrored = 1 - uniform < settings.probability
+        cells = np.stack([cells, mirrored], axis=1).reshape(-1, side, side)
+        shifts = shifts.repeat(2, axis=0)
+    members = np.ones((len(cells), len(context.organs)), dtype=bool)
+    return CellPlan(members, settings.masks, cells, shifts, context.union)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Masks at 32 × 32 points beside the scores (N, K); ``group`` neighbours depend."""
+
+    plan: CellPlan
+    scores: Array
+    group: int
+
+    def _sums(self, terms: Callable[[Array, slice], Sequence[Array]]) -> list[Array]:
+        """Totals of what ``terms(masks (n, P, P), rows)`` gives, a few masks at a time."""
+        totals: list[Array] = []
+        for start in range(0, self.plan.n_forwards, _CHUNK):
+            rows = slice(start, min(start + _CHUNK, self.plan.n_forwards))
+            masks = self.plan.keep(start, rows.stop, POINTS)[:, 0].double().numpy()
+            parts = terms(masks, rows)
+            totals = [a + b for a, b in zip(totals, parts, strict=True)] if start else [*parts]
+        return totals
+
+    def moments(self) -> tuple[Array, Array, Array]:
+        """Mean (P, P) and variance (P, P) of the masks, and slope (K, P, P)."""
+        centred = (self.scores - self.scores.mean(0)).astype(np.float64)
+        total, square, product = self._sums(
+            lambda m, rows: [m.sum(0), (m**2).sum(0), np.einsum("nk,nij->kij", centred[rows], m)]
+        )
+        count = self.plan.n_forwards
+        mean = total / count
+        variance = square / count - mean**2
+        slope = np.full(product.shape, np.nan)
+        np.divide(product / count, variance, out=slope, where=variance > VARIES)
+        return mean, variance, slope
+
+    def slopes(self) -> Array:
+        """Cov(S, m) / Var(m): (K, P, P), NaN where m does not vary."""
+        return self.moments()[2]
+
+    def slope_errors(self) -> Array:
+        """White's robust standard error of the slope: (K, P, P)."""
+        mean, variance, slope = self.moments()
+        centred = (self.scores - self.scores.mean(0)).astype(np.float64)
+
+        def influence(m: Array, rows: slice) -> Array:
+            away = (m - mean)[:, None]
+            residual = centred[rows, :, None, None] - slope * away
+            return residual * away / np.where(variance > VARIES, variance, np.nan)
+
+        return self._errors(influence)
+
+    def paper_errors(self, probability: float) -> Array:
+        """Standard error of Σ S·m / (N·p): (K, P, P)."""
+        return self._errors(
+            lambda m, rows: self.scores[rows, :, None, None] * m[:, None] / probability
+        )
+
+    def residual_errors(self, residual: Array, probability: float, variance: Array) -> Array:
+        """Standard error of Σ e·(m − p) / (N·Var(m)), for residuals (N, K): (K, P, P)."""
+        return self._errors(
+            lambda m, rows: residual[rows, :, None, None] * (m - probability)[:, None] / variance
+        )
+
+    def _errors(self, influence: Callable[[Array, slice], Array]) -> Array:
+        def terms(m: Array, rows: slice) -> Sequence[Array]:
+            some = influence(m, rows)
+            some = np.add.reduceat(some, np.arange(0, len(some), self.group))
+            return [some.sum(0), (some**2).sum(0)]
+
+        groups = -(-self.plan.n_forwards // self.group)
+        return grouped(self._sums(terms), groups, self.plan.n_forwards)
+
+
+def _control_variate(plan: CellPlan, sample: _Sample, p: float) -> tuple[Array, Array]:
+    """Slope (K, 512, 512) and its standard error (K, 32, 32).
+
+    Cov(S, m) = Cov(ŝ, m) + Cov(S − ŝ, m), ŝ linear in the masks' values at a coarse grid. With
+    independent cells, Cov(m(x), m(y)) is p (1 − p) times a product of the kernels' overlaps along
+    the rows and along the columns.
+    """
+    scores = sample.scores.astype(np.float64)
+    count, columns = scores.shape
+    if count <= sample.group:  # nothing to tell the level from the slope
+        nowhere = (np.full((columns, side, side), np.nan) for side in (GRID, POINTS))
+        return next(nowhere), next(nowhere)
+    at = nearest(FEATURES)
+    seen = plan.region[np.ix_(at, at)]
+    features = np.concatenate(
+        [
+            plan.keep(start, min(start + _CHUNK, count), FEATURES)[:, 0].numpy()[:, seen]
+            for start in range(0, count, _CHUNK)
+        ]
+    )
+    features = features.astype(np.float64) - p
+    fold = np.arange(count) // sample.group % FOLDS
+    residual = np.empty_like(scores)
+    weights = np.zeros((columns, FEATURES, FEATURES))
+    for number in range(FOLDS):
+        mine, others = fold == number, fold != number
+        if others.sum() < 2 * FOLDS or not seen.any():
+            residual[mine] = scores[mine] - (scores[others].mean(0) if others.any() else 0)
+            continue
+        fit = RidgeCV(_PENALTIES, alpha_per_target=True).fit(features[others], scores[others])
+        residual[mine] = scores[mine] - fit.predict(features[mine]).reshape(-1, columns)
+        weights[:, seen] += mine.mean() * fit.coef_.reshape(columns, -1)
+    side = plan.cells.shape[1]
+    along = overlap(side, GRID, FEATURES)
+    known = p * (1 - p) * (along @ weights @ along.T)
+    sums = plan.weighted_sum(np.column_stack([residual, np.ones(count)]))
+    missed = (sums[:-1] - p * residual.sum(0)[:, None, None]) / count
+    own = overlap(side, GRID, GRID).diagonal()
+    slope = np.where(plan.region, (known + missed) / (p * (1 - p) * np.outer(own, own)), np.nan)
+    points = overlap(side, POINTS, POINTS).diagonal()
+    variance = p * (1 - p) * np.outer(points, points)
+    return slope, sample.residual_errors(residual, p, variance)
+
+
+def _by_map(errors: Array, shape: tuple[int, ...]) -> Array:
+    return errors.reshape(*shape, POINTS, POINTS)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xaiclip.errors import CaseError, Skip
-from xaiclip.explain import engine, method
+from xaiclip.explain import engine, method, refine
 from xaiclip.explain.attribution import Attribution, to_canonical_image, to_canonical_mask
 from xaiclip.explain.plan import Context
 from xaiclip.explain.store import SliceScores
@@ -24,6 +24,7 @@ from xaiclip.explain.values import explained
 from xaiclip.segmenters.base import Prompts
 
 if TYPE_CHECKING:
+    from xaiclip.explain.engine import ScoreTable
     from xaiclip.segmenters.base import Segmenter
 
 STAGE = "explain"
@@ -127,20 +128,25 @@ def score_slice(
                 plans = explainer.plans(context)
 
     prompts = _prompts(target, context.organs)
-    tables = {
-        name: engine.score(
-            plan,
-            segmenter,
-            inputs,
-            prompts,
-            run.values,
-            run.fill,
-            run.batch_size,
-            baseline=baseline,
-            progress=progress,
-        )
-        for name, plan in plans.items()
-    }
+    tables: dict[str, ScoreTable] = {}
+    chunk, plans = plans, {}
+    while chunk:
+        for name, plan in chunk.items():
+            table = engine.score(
+                plan,
+                segmenter,
+                inputs,
+                prompts,
+                run.values,
+                run.fill,
+                run.batch_size,
+                baseline=baseline,
+                progress=progress,
+            )
+            plans[name] = plans[name].extended(plan) if name in plans else plan
+            tables[name] = tables[name].extended(table) if name in tables else table
+        with clock("total"), clock("perturb"):
+            chunk = refine(explainer, plans, tables, context)
     return SliceScores(
         case=target.case,
         slice=target.slice,

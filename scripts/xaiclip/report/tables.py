@@ -603,6 +603,16 @@ def _mean(values: Sequence[float]) -> float:
 # --- Markdown ------------------------------------------------------------------------------------
 
 
+def pipe_table(frame: pd.DataFrame) -> str:
+    """A frame as a Markdown table; its columns of text come first."""
+    names = sum(not pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes)
+    rows = [
+        [value if isinstance(value, str) else f"{value:.4g}" for value in row]
+        for row in frame.itertuples(index=False, name=None)
+    ]
+    return _pipe(list(frame.columns), rows, names) + "\n"
+
+
 def _pipe(heads: Sequence[str], rows: Sequence[Sequence[str]], names: int) -> str:
     """A pipe table whose first ``names`` columns stand to the left, the others to the right."""
     widths = [max(3, *map(len, column)) for column in zip(heads, *rows, strict=True)]

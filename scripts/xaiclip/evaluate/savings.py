@@ -1,0 +1,135 @@
+"""What fewer forwards would have saved, and lost: stored score tables, replayed without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from xaiclip.errors import CaseError
+from xaiclip.evaluate.explanation import rank_correlation, top_fraction
+from xaiclip.evaluate.overlap import iou
+from xaiclip.explain import method, refine
+from xaiclip.explain.plan import Plan
+from xaiclip.explain.runner import attribute_slice
+from xaiclip.explain.store import SliceScores
+
+TOP = 0.2
+KEYS = ("method", "guidance", "variant", "value", "plan")
+COLUMNS = ("forwards", "forwards_full", "saved", "top20_iou", "rank_correlation", "standard_error")
+
+
+def replay(scores: SliceScores, settings: Mapping[str, Any]) -> SliceScores:
+    """What the same slice would have been with other settings of its method.
+
+    Args:
+        scores: a stored result.
+        settings: the keys that differ.
+
+    Raises:
+        CaseError: the method would make a forward that is not in the stored tables.
+    """
+    explainer = method(scores.method)
+    own = {**scores.context.settings, **settings}
+    context = replace(scores.context, settings=own)
+    stored = {
+        name: {key: row for row, key in enumerate(plan.signatures())}
+        for name, plan in scores.plans.items()
+    }
+    plans: dict[str, Plan] = {}
+    rows: dict[str, list[int]] = {}
+    chunk = explainer.plans(context)
+    while chunk:
+        for name, plan in chunk.items():
+            try:
+                found = [stored[name][key] for key in plan.signatures()]
+            except KeyError:
+                raise CaseError(
+                    f"The scores of {scores.method} do not hold what {dict(settings)} asks for: "
+                    "score the slice with these settings."
+                ) from None
+            plans[name] = plans[name].extended(plan) if name in plans else plan
+            rows[name] = [*rows.get(name, []), *found]
+        tables = {name: scores.tables[name].take(np.array(rows[name])) for name in plans}
+        chunk = refine(explainer, plans, tables, context)
+    return replace(scores, context=context, plans=plans, tables=tables)
+
+
+def shortened(scores: SliceScores, share: float) -> SliceScores:
+    """The same with the first ``share`` of each plan's forwards, an even number of them."""
+    rows = {
+        name: slice(max(2, 2 * round(share * plan.n_forwards / 2)))
+        for name, plan in scores.plans.items()
+    }
+    return replace(
+        scores,
+        plans={name: plan.take(rows[name]) for name, plan in scores.plans.items()},
+        tables={name: table.take(rows[name]) for name, table in scores.tables.items()},
+    )
+
+
+def savings(
+    scores: SliceScores, shares: Sequence[float], stops: Sequence[float] = ()
+) -> list[dict[str, Any]]:
+    """Rows of what shorter plans would have saved and lost, for the first explained value.
+
+    A method with a ``budget`` is replayed at each share of its forwards; any other is cut to its
+    first forwards, and replayed with each stopping threshold. The slice counts as full as it was
+    scored.
+
+    Returns:
+        A row for each plan, organ and variant: `KEYS`, ``case``, ``slice``, ``organ``, and
+        `COLUMNS`. ``top20_iou`` compares the highest fifth of the map with that of the full map,
+        ``rank_correlation`` is Spearman's ρ of the two; forwards are those of the slice.
+    """
+    settings = {one.name for one in fields(method(scores.method).Settings)}
+    scores = replace(
+        scores, context=replace(scores.context, explained=scores.context.explained[:1])
+    )
+    shorter = {}
+    for share in shares:
+        if "budget" in settings:
+            shorter[f"budget {share:g}"] = replay(scores, {"budget": share})
+        else:
+            shorter[f"first {share:.0%}"] = shortened(scores, share)
+    if "stop" in settings:
+        shorter |= {f"stop {stop:g}": replay(scores, {"stop": stop}) for stop in stops}
+    full, _ = attribute_slice(scores)
+    rows = []
+    for plan, one in shorter.items():
+        for whole, part in zip(full, attribute_slice(one)[0], strict=True):
+            count, every = (
+                sum(side.tables[name].n_forwards for name in whole.plans) for side in (one, scores)
+            )
+            rows.append(
+                {
+                    "case": scores.case,
+                    "slice": scores.slice,
+                    "organ": whole.organ,
+                    "method": scores.method,
+                    "guidance": scores.guidance,
+                    "variant": whole.variant,
+                    "value": whole.value,
+                    "plan": plan,
+                    "forwards": count,
+                    "forwards_full": every,
+                    "saved": 1 - count / every,
+                    "top20_iou": iou(top_fraction(whole.map, TOP), top_fraction(part.map, TOP)),
+                    "rank_correlation": rank_correlation(whole.map, part.map),
+                    "standard_error": part.details.get("standard_error"),
+                }
+            )
+    return rows
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Means over cases and organs, one row for each of `KEYS`, and the lowest ``top20_iou``."""
+    frame = pd.DataFrame(rows, columns=["case", "slice", "organ", *KEYS, *COLUMNS])
+    groups = frame.groupby(list(KEYS), sort=False)
+    means = groups[list(COLUMNS)].agg(lambda column: column.astype(float).mean())
+    means["top20_iou_min"] = groups["top20_iou"].min()
+    means["maps"] = groups.size()
+    return means.reset_index()

@@ -1,0 +1,351 @@
+"""Fewer forwards: what is measured stays true, what is guessed is labelled, errors are honest."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from explain_fakes import FakeSegmenter, context, picture, table
+from xaiclip.errors import CaseError
+from xaiclip.evaluate.savings import replay, savings, shortened, summarise
+from xaiclip.explain import lime, occlusion, rise
+from xaiclip.explain.plan import nearest, overlap
+from xaiclip.explain.runner import Run, Target, attribute_slice, score_slice
+from xaiclip.explain.surface import surface
+from xaiclip.explain.uncertainty import block_size, reliability, split_half
+
+SMALL = {"window": 64, "stride": 64}
+
+
+def bumps(plan):
+    """Scores that fall smoothly around two places, one for each organ: (N, 2)."""
+    middle = (plan.windows[:, :2] + plan.windows[:, 2:]) / 2
+    far = [((middle - at) ** 2).sum(1) for at in ((200, 180), (330, 350))]
+    return 1 - 0.3 * np.exp(-np.stack(far, axis=1) / 90**2)
+
+
+def occlude(ctx, score=bumps):
+    """Coarse to fine until the budget is spent: the plan and its table."""
+    plan = occlusion.plans(ctx)["windows"]
+    while True:
+        scored = {"windows": table(score(plan))}
+        more = occlusion.refine({"windows": plan}, scored, ctx)
+        if not more:
+            return {"windows": plan}, scored
+        plan = plan.extended(more["windows"])
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("budget", [0.1, 0.4, 0.77])
+def test_the_budget_is_kept_and_no_window_is_hidden_twice(budget, guided):
+    full = occlusion.plans(context(guided))["windows"]
+    ctx = context(guided, settings={"budget": budget})
+    made, scored = occlude(ctx)
+    plan = made["windows"]
+    assert plan.n_forwards == int(budget * full.n_forwards)
+    assert plan.n_full == full.n_full == 225
+    assert len(set(plan.signatures())) == plan.n_forwards
+    assert set(plan.signatures()) <= set(full.signatures())
+    assert plan.members.any(0).all()
+    whole = occlusion.aggregate({"windows": full}, {"windows": table(bumps(full))}, context(guided))
+    part = occlusion.aggregate(made, scored, ctx)
+    for one, other in zip(whole, part, strict=True):
+        assert np.array_equal(np.isfinite(one.map), np.isfinite(other.map))
+
+
+def test_refinement_seeks_the_edge_of_the_top_fifth():
+    """Smooth bumps: two fifths of the forwards give nearly the full map."""
+    full = occlusion.plans(context())["windows"]
+    whole = occlusion.aggregate({"windows": full}, {"windows": table(bumps(full))}, context())
+    part = occlusion.aggregate(
+        *occlude(context(settings={"budget": 0.4})), context(settings={"budget": 0.4})
+    )
+    for one, other in zip(whole, part, strict=True):
+        high, guess = (m > np.quantile(m, 0.8) for m in (one.map, other.map))
+        assert (high & guess).sum() / (high | guess).sum() > 0.9
+
+
+def test_measured_windows_keep_their_drops():
+    """Where all windows over a pixel were hidden, the map is the full one."""
+    ctx = context(settings={"budget": 0.5})
+    made, scored = occlude(ctx)
+    full = occlusion.plans(context())["windows"]
+    whole = occlusion.aggregate({"windows": full}, {"windows": table(bumps(full))}, context())
+    part = occlusion.aggregate(made, scored, ctx)
+    left = set(full.signatures()) - set(made["windows"].signatures())
+    free = np.ones((512, 512), bool)
+    for key, (x0, y0, x1, y1) in zip(full.signatures(), full.windows, strict=True):
+        if key in left:
+            free[y0:y1, x0:x1] = False
+    assert free.any()
+    for one, other in zip(whole, part, strict=True):
+        np.testing.assert_allclose(one.map[free], other.map[free], atol=1e-6)
+
+
+def test_flat_scores_are_no_obstacle():
+    ctx = context(settings={"budget": 0.4})
+    made, scored = occlude(ctx, lambda plan: np.ones((plan.n_forwards, 2)))
+    assert all((one.map == 0).all() for one in occlusion.aggregate(made, scored, ctx))
+
+
+def test_surface_meets_what_it_saw_and_is_sure_of_it():
+    places = np.stack(np.meshgrid(np.arange(6), np.arange(6)), -1).reshape(-1, 2).astype(float)
+    values = np.sin(places[:, 0]) + np.cos(places[:, 1] / 2)
+    guess = surface(places, values, np.concatenate([places, [[2.5, 2.5], [30.0, 30.0]]]))
+    np.testing.assert_allclose(guess.values[:36], values, atol=0.1)
+    assert guess.values[36] == pytest.approx(np.sin(2.5) + np.cos(1.25), abs=0.2)
+    spread = guess.covariance.diagonal()
+    assert spread[:36].max() < spread[36:].max() / 4
+
+
+# --- the runner ----------------------------------------------------------------------------------
+
+
+def sliced(method, settings):
+    boxes = {"liver": np.array([21.0, 32, 77, 112]), "spleen": np.array([70.0, 64, 126, 136])}
+    target = Target("a", 4, picture(), boxes)
+    model = FakeSegmenter()
+    scores, _ = score_slice(model, target, Run(method, settings, seed=11))
+    return scores, model.encoded
+
+
+def test_one_encode_serves_all_organs_when_refining():
+    scores, encoded = sliced("occlusion", {**SMALL, "budget": 0.5})
+    plan, scored = scores.plans["windows"], scores.tables["windows"]
+    assert encoded == 1 + plan.n_forwards == 1 + scored.n_forwards == 33
+    cost = scores.cost(attribute_slice(scores)[0][0])
+    assert cost["n_forwards"] == 33
+    assert cost["n_forwards_full"] == 65
+    assert cost["rho"] == 0.5
+
+
+def test_replay_equals_the_real_run():
+    full, _ = sliced("occlusion", SMALL)
+    real, _ = sliced("occlusion", {**SMALL, "budget": 0.5})
+    again = replay(full, {"budget": 0.5})
+    assert again.plans["windows"].signatures() == real.plans["windows"].signatures()
+    for one, other in zip(attribute_slice(real)[0], attribute_slice(again)[0], strict=True):
+        np.testing.assert_allclose(one.map, other.map, atol=1e-5)
+
+
+def test_a_whole_budget_is_the_full_plan():
+    full, _ = sliced("occlusion", SMALL)
+    again = replay(full, {"budget": 1.0})
+    for one, other in zip(attribute_slice(full)[0], attribute_slice(again)[0], strict=True):
+        assert np.array_equal(one.map, other.map)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("rise", {"masks": 60}), ("lime", {"variants": ["slic"], "samples": 60})],
+)
+def test_stopping_makes_the_first_of_the_same_forwards(method, settings):
+    full, _ = sliced(method, settings)
+    for stop, share in ((1e-9, (20, 60)), (0.999999, (59, 60))):
+        early, encoded = sliced(method, {**settings, "stop": stop})
+        (name,) = early.plans
+        count = early.plans[name].n_forwards
+        assert encoded == 1 + count
+        assert share[0] <= count <= share[1]
+        assert early.plans[name].signatures() == full.plans[name].signatures()[:count]
+        assert replay(full, {"stop": stop}).plans[name].n_forwards == count
+
+
+def test_what_was_not_scored_cannot_be_replayed():
+    full, _ = sliced("rise", {"masks": 20})
+    with pytest.raises(CaseError, match="do not hold"):
+        replay(full, {"sampling": "antithetic"})
+
+
+def test_savings_stand_beside_losses():
+    full, _ = sliced("occlusion", SMALL)
+    masks, _ = sliced("rise", {"masks": 60, "estimators": ["covariance"]})
+    rows = [*savings(full, [0.5, 1.0]), *savings(masks, [0.5, 1.0], [0.999])]
+    summary = summarise(rows).set_index("plan")
+    assert list(summary.index) == [
+        "budget 0.5",
+        "budget 1",
+        "first 50%",
+        "first 100%",
+        "stop 0.999",
+    ]
+    for plan in ("budget 1", "first 100%", "stop 0.999"):
+        assert summary.loc[plan, ["saved", "top20_iou"]].tolist() == [0, 1]
+        assert summary.loc[plan, "rank_correlation"] == pytest.approx(1)
+    for plan in ("budget 0.5", "first 50%"):
+        assert summary.loc[plan, "saved"] == 0.5
+        assert 0 < summary.loc[plan, "top20_iou"] < 1
+    assert shortened(masks, 0.5).plans["masks"].n_forwards == 30
+
+
+# --- RISE ----------------------------------------------------------------------------------------
+
+
+def saturating(plan):
+    """A score with saturation and an interaction, of the cells: (N, 2)."""
+    inside = plan.cells[:, 2:4, 2:5].mean((1, 2))
+    beside = plan.cells[:, 4, 1:6].mean(1)
+    score = (0.7 + 0.3 * beside) / (1 + np.exp(-8 * (inside - 0.4)))
+    return np.stack([score, 1 - score**2], axis=1)
+
+
+def slopes(seed, masks, sampling, estimator):
+    """Map at 32 × 32 points, and its standard error, for the first organ."""
+    settings = {"masks": masks, "sampling": sampling, "estimators": [estimator]}
+    ctx = context(seed=seed, settings=settings)
+    plan = rise.plans(ctx)["masks"]
+    first = rise.aggregate({"masks": plan}, {"masks": table(saturating(plan))}, ctx)[0]
+    at = nearest(rise.POINTS)
+    return first.map[np.ix_(at, at)], first.error
+
+
+DESIGNS = [
+    ("plain", "covariance"),
+    ("antithetic", "covariance"),
+    ("plain", "control_variate"),
+    ("antithetic", "control_variate"),
+]
+
+
+@pytest.fixture(scope="module")
+def truth():
+    """Each design's maps and errors over independent runs."""
+    return {
+        (*design, count): [np.array(part) for part in zip(*runs, strict=True)]
+        for design, count in [*((one, 300) for one in DESIGNS), (("plain", "covariance"), 600)]
+        for runs in [[slopes(seed, count, *design) for seed in range(16)]]
+    }
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_every_design_is_unbiased(design, truth):
+    """Against 16 × 600 plain masks; the mean squared z over the map is about 1."""
+    maps, _ = truth[*design, 300]
+    exact, _ = truth["plain", "covariance", 600]
+    error = maps.var(0, ddof=1) / 16 + exact.var(0, ddof=1) / 16
+    z = (maps.mean(0) - exact.mean(0)) ** 2 / error
+    assert z.mean() < 2.2
+    assert abs((maps.mean(0) - exact.mean(0)).mean()) < 0.01
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_standard_errors_are_the_true_ones(design, truth):
+    maps, errors = truth[*design, 300]
+    real = np.sqrt(maps.var(0, ddof=1).mean())
+    assert np.sqrt((errors**2).mean()) == pytest.approx(real, rel=0.15)
+
+
+@pytest.mark.parametrize("sampling", ["plain", "antithetic"])
+def test_half_the_masks_and_no_larger_an_error(sampling, truth):
+    """The control variate at N has at most plain sampling's error at 2 N."""
+    half, _ = truth[sampling, "control_variate", 300]
+    plain, _ = truth["plain", "covariance", 600]
+    assert half.var(0, ddof=1).mean() <= plain.var(0, ddof=1).mean()
+
+
+def test_antithetic_masks_are_complements():
+    plan = rise.plans(context(settings={"masks": 41, "sampling": "antithetic"}))["masks"]
+    assert plan.n_forwards == 42
+    assert (plan.cells[::2] ^ plan.cells[1::2]).all()
+    assert np.array_equal(plan.shifts[::2], plan.shifts[1::2])
+    odd = {"masks": 4000, "sampling": "antithetic", "probability": 0.3}
+    cells = rise.plans(context(settings=odd))["masks"].cells
+    assert cells[1::2].mean() == pytest.approx(0.3, abs=0.01)
+
+
+def test_the_masks_covariance_is_known():
+    plan = rise.plans(context(settings={"masks": 6000}))["masks"]
+    drawn = plan.keep(0, 6000, 8)[:, 0].double().numpy().reshape(6000, -1)
+    along = overlap(7, 8, 8)
+    np.testing.assert_allclose(np.cov(drawn.T), 0.25 * np.kron(along, along), atol=0.012)
+
+
+@pytest.mark.parametrize("masks", [2, 7, 40])
+def test_few_masks_and_a_small_roi_do_not_break_the_control_variate(masks):
+    dot = np.zeros((2, 512, 512), bool)
+    dot[:, 250:253, 250:253] = True
+    ctx = context(rois=dot, settings={"masks": masks, "estimators": ["control_variate"]})
+    plan = rise.plans(ctx)["masks"]
+    one = rise.aggregate({"masks": plan}, {"masks": table(np.ones((masks, 2)))}, ctx)[0]
+    assert np.array_equal(np.isfinite(one.map), dot[0])
+    assert np.abs(one.map[dot[0]]).max() < 1e-6
+
+
+def test_one_mask_tells_nothing():
+    ctx = context(settings={"masks": 1, "estimators": ["control_variate", "covariance"]})
+    plan = rise.plans(ctx)["masks"]
+    for one in rise.aggregate({"masks": plan}, {"masks": table(np.ones((1, 2)))}, ctx):
+        assert np.isnan(one.map).all()
+        assert np.isnan(one.error).all()
+
+
+# --- LIME ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_lime_errors_are_the_true_ones(group):
+    """A linear score with noise that pairs share: the spread of the coefficients over runs."""
+    rng = np.random.default_rng(0)
+    weights = np.linspace(-1, 1, 12)
+    fits, errors = [], []
+    for _ in range(60):
+        on = rng.random((150, 12)) < 0.5
+        if group == 2:
+            on[1::2] = ~on[::2]
+        noise = rng.standard_normal(150 // group).repeat(group) * 0.3
+        scores = np.concatenate([[weights.sum()], on @ weights + noise])[:, None, None]
+        coefficients, _ = lime.surrogate(on, scores)
+        fits.append(coefficients[0, 0])
+        errors.append(lime.coefficient_errors(on, scores, coefficients, group)[0, 0])
+    real = np.sqrt(np.var(fits, axis=0, ddof=1).mean())
+    assert np.sqrt(np.square(errors).mean()) == pytest.approx(real, rel=0.2)
+
+
+def test_a_surrogate_that_fits_anything_is_not_trusted():
+    rng = np.random.default_rng(1)
+    on = rng.random((40, 120)) < 0.5
+    scores = rng.random((41, 1, 1))
+    coefficients, r2 = lime.surrogate(on, scores)
+    errors = lime.coefficient_errors(on, scores, coefficients)
+    assert r2[0, 0] > 0.7
+    assert reliability(coefficients[0, 0], errors[0, 0]) < 0.5
+
+
+def test_paired_samples_are_complements():
+    settings = {"variants": ["slic"], "samples": 20, "sampling": "paired"}
+    plan = lime.plans(context(settings=settings))["slic"]
+    assert plan.n_forwards == plan.n_full == 19
+    assert (plan.on[:18:2] ^ plan.on[1:18:2]).all()
+
+
+def test_each_superpixel_map_stops_for_itself():
+    settings = {"variants": ["slic", "felzenszwalb"], "samples": 200, "stop": 0.5}
+    ctx = context(settings=settings)
+    made = lime.plans(ctx)
+    assert {plan.n_forwards for plan in made.values()} == {block_size(200)}
+    rng = np.random.default_rng(0)
+
+    def scored(name, plan):
+        linear = plan.on[:, :2] * [1.0, 0.5] if name == "slic" else rng.random((len(plan.on), 2))
+        return table(linear)
+
+    every = replace(ctx, settings={**settings, "stop": None})
+    made = {name: plan.take(slice(180)) for name, plan in lime.plans(every).items()}
+    more = lime.refine(made, {name: scored(name, plan) for name, plan in made.items()}, ctx)
+    assert list(more) == ["felzenszwalb_100"]
+    assert more["felzenszwalb_100"].n_forwards == 19
+
+
+# --- reliability ---------------------------------------------------------------------------------
+
+
+def test_reliability():
+    rng = np.random.default_rng(0)
+    true, noise = rng.standard_normal(5000), rng.standard_normal(5000)
+    assert reliability(true + noise, np.ones(5000)) == pytest.approx(0.5, abs=0.04)
+    assert reliability(true, np.zeros(5000)) == 1
+    assert reliability(np.ones(9), np.ones(9)) == 0
+    assert np.isnan(reliability(np.full(9, np.nan), np.ones(9)))
+    assert split_half(true, true) == pytest.approx(1)
+    assert split_half(true, -true) == split_half(true, np.ones(5000)) == 0
+    assert split_half(true, true + noise) == pytest.approx(2 * 0.69 / 1.69, abs=0.03)
