@@ -128,8 +128,9 @@ def savings(
 def summarise(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Means over cases and organs, one row for each of `KEYS`, and the lowest ``top20_iou``."""
     frame = pd.DataFrame(rows, columns=["case", "slice", "organ", *KEYS, *COLUMNS])
+    frame = frame.astype(dict.fromkeys(COLUMNS, float))
     groups = frame.groupby(list(KEYS), sort=False)
-    means = groups[list(COLUMNS)].agg(lambda column: column.astype(float).mean())
+    means = groups[list(COLUMNS)].mean()
     means["top20_iou_min"] = groups["top20_iou"].min()
     means["maps"] = groups.size()
     return means.reset_index()
