@@ -9,7 +9,7 @@ from explain_fakes import FakeSegmenter, context, picture, table
 from xaiclip.errors import CaseError
 from xaiclip.evaluate.savings import replay, savings, shortened, summarise
 from xaiclip.explain import lime, occlusion, rise
-from xaiclip.explain.plan import nearest, overlap
+from xaiclip.explain.plan import overlap
 from xaiclip.explain.runner import Run, Target, attribute_slice, score_slice
 from xaiclip.explain.surface import surface
 from xaiclip.explain.uncertainty import block_size, reliability, split_half
@@ -137,7 +137,7 @@ def test_a_whole_budget_is_the_full_plan():
 
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [("rise", {"masks": 60}), ("lime", {"variants": ["slic"], "samples": 60})],
+    [("rise", {"masks": 60}), ("lime", {"variants": ["felzenszwalb"], "samples": 60})],
 )
 def test_stopping_makes_the_first_of_the_same_forwards(method, settings):
     full, _ = sliced(method, settings)
@@ -190,13 +190,12 @@ def saturating(plan):
 
 
 def slopes(seed, masks, sampling, estimator):
-    """Map at 32 × 32 points, and its standard error, for the first organ."""
-    settings = {"masks": masks, "sampling": sampling, "estimators": [estimator]}
-    ctx = context(seed=seed, settings=settings)
+    """Slopes at 32 × 32 points, and their standard errors, for the first organ."""
+    ctx = context(seed=seed, settings={"masks": masks, "sampling": sampling})
     plan = rise.plans(ctx)["masks"]
-    first = rise.aggregate({"masks": plan}, {"masks": table(saturating(plan))}, ctx)[0]
-    at = nearest(rise.POINTS)
-    return first.map[np.ix_(at, at)], first.error
+    settings = rise.Settings(**ctx.settings)
+    made, errors = rise.slopes_at_points(estimator, plan, saturating(plan)[:, :1], settings)
+    return made[0], errors[0]
 
 
 DESIGNS = [
@@ -241,6 +240,17 @@ def test_half_the_masks_and_no_larger_an_error(sampling, truth):
     half, _ = truth[sampling, "control_variate", 300]
     plain, _ = truth["plain", "covariance", 600]
     assert half.var(0, ddof=1).mean() <= plain.var(0, ddof=1).mean()
+
+
+@pytest.mark.parametrize("estimator", ["covariance", "control_variate"])
+def test_slopes_at_points_are_those_of_the_map(estimator):
+    ctx = context(settings={"masks": 200, "estimators": [estimator]})
+    plan = rise.plans(ctx)["masks"]
+    one = rise.aggregate({"masks": plan}, {"masks": table(saturating(plan))}, ctx)[0]
+    slope, error = slopes(ctx.seed, 200, "plain", estimator)
+    np.testing.assert_allclose(one.error, error, rtol=1e-4)
+    around = one.map.reshape(rise.POINTS, 16, rise.POINTS, 16)[:, 7:9, :, 7:9].mean((1, 3))
+    np.testing.assert_allclose(around, slope, atol=5e-3)
 
 
 def test_antithetic_masks_are_complements():

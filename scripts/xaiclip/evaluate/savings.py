@@ -76,7 +76,7 @@ def savings(
 ) -> list[dict[str, Any]]:
     """Rows of what shorter plans would have saved and lost, for the first explained value.
 
-    A method with a ``budget`` is replayed at each share of its forwards; any other is cut to its
+    LIME is taken at its first variant, whose superpixels alone count as forwards. A method with a ``budget`` is replayed at each share of its forwards; any other is cut to its
     first forwards, and replayed with each stopping threshold. The slice counts as full as it was
     scored.
 
@@ -89,6 +89,8 @@ def savings(
     scores = replace(
         scores, context=replace(scores.context, explained=scores.context.explained[:1])
     )
+    if "variants" in settings:
+        scores = replay(scores, {"variants": scores.context.settings["variants"][:1]})
     shorter = {}
     for share in shares:
         if "budget" in settings:

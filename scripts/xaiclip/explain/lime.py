@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -141,7 +142,13 @@ def aggregate(
 
 
 def superpixels(name: str, image: NDArray[np.uint8], settings: Settings) -> NDArray[np.int64]:
-    """Superpixels of a slice (512, 512), as labels from 0."""
+    """Superpixels of a slice (512, 512), as labels from 0; the last few are remembered."""
+    return _superpixels(name, image.tobytes(), settings.sigma, settings.min_size)
+
+
+@lru_cache(maxsize=8)  # a stopping rule asks for the same ones in each round
+def _superpixels(name: str, pixels: bytes, sigma: float, min_size: int) -> NDArray[np.int64]:
+    image = np.frombuffer(pixels, np.uint8).reshape(GRID, GRID)
     if name == "slic":
         return slic(image, n_segments=150, compactness=0.1, channel_axis=None, start_label=0)
     if name == "quickshift":
@@ -150,7 +157,7 @@ def superpixels(name: str, image: NDArray[np.uint8], settings: Settings) -> NDAr
         labels = quickshift(np.dstack([half] * 3), kernel_size=3, max_dist=10, ratio=0.5, rng=0)
         return labels.repeat(2, axis=0).repeat(2, axis=1)
     scale = float(name.removeprefix("felzenszwalb_"))
-    return felzenszwalb(image, scale=scale, sigma=settings.sigma, min_size=settings.min_size)
+    return felzenszwalb(image, scale=scale, sigma=sigma, min_size=min_size)
 
 
 def coefficient_errors(

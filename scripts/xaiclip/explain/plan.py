@@ -53,16 +53,18 @@ class Plan(ABC):
     def keep(self, start: int, stop: int, size: int, device: torch.device | str = "cpu") -> Tensor:
         """What forwards ``start`` to ``stop`` keep: float32 (n, 1, size, size), 1 = kept."""
 
-    def weighted_sum(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-        """Σₖ weights[k] · keepₖ on the canonical grid: (N, K) gives (K, 512, 512).
+    def weighted_sum(
+        self, weights: NDArray[np.floating[Any]], size: int = GRID
+    ) -> NDArray[np.floating[Any]]:
+        """Σₖ weights[k] · keepₖ: (N, K) gives (K, size, size).
 
         This draws a few dozen masks at a time; kinds with a closed form override it.
         """
-        total = torch.zeros(weights.shape[1], GRID * GRID)
+        total = torch.zeros(weights.shape[1], size * size)
         for start in range(0, self.n_forwards, _CHUNK):
             some = torch.from_numpy(weights[start : start + _CHUNK]).float()
-            total += some.T @ self.keep(start, start + len(some), GRID).flatten(1)
-        return total.view(-1, GRID, GRID).numpy()
+            total += some.T @ self.keep(start, start + len(some), size).flatten(1)
+        return total.view(-1, size, size).numpy()
 
     def take(self, rows: slice | NDArray[np.integer[Any]]) -> Self:
         """The plan of some of the forwards."""
@@ -116,14 +118,17 @@ class WindowPlan(Plan):
         rows, columns = (at >= y0) & (at < y1), (at >= x0) & (at < x1)
         return 1 - (rows[:, None, :, None] & columns[:, None, None, :]).float()
 
-    def weighted_sum(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    def weighted_sum(
+        self, weights: NDArray[np.floating[Any]], size: int = GRID
+    ) -> NDArray[np.floating[Any]]:
         """From the windows' corners: a summed-area table read backwards."""
         x0, y0, x1, y1 = self.windows.T
         corners = np.zeros((GRID + 1, GRID + 1, weights.shape[1]))
         for y, x, sign in ((y0, x0, 1), (y1, x1, 1), (y0, x1, -1), (y1, x0, -1)):
             np.add.at(corners, (y, x), sign * weights)
-        hidden = corners.cumsum(0).cumsum(1)[:GRID, :GRID].transpose(2, 0, 1)
-        return weights.sum(0, dtype=float)[:, None, None] - hidden
+        hidden = corners.cumsum(0).cumsum(1).transpose(2, 0, 1)
+        at = nearest(size)
+        return weights.sum(0, dtype=float)[:, None, None] - hidden[:, at[:, None], at]
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,10 +183,13 @@ class CellPlan(Plan):
         region = torch.from_numpy(self.region[np.ix_(at, at)]).to(device)
         return torch.where(region, drawn, 1.0)[:, None]
 
-    def weighted_sum(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    def weighted_sum(
+        self, weights: NDArray[np.floating[Any]], size: int = GRID
+    ) -> NDArray[np.floating[Any]]:
         """Two matrix products, whatever N is: cells are summed by shift before they are drawn."""
-        drawn = self._sum_by_shift(_kernel(self.cells.shape[1], GRID), self.cells, weights)
-        return np.where(self.region, drawn, weights.sum(0)[:, None, None])
+        drawn = self._sum_by_shift(_kernel(self.cells.shape[1], size), self.cells, weights)
+        at = nearest(size)
+        return np.where(self.region[np.ix_(at, at)], drawn, weights.sum(0)[:, None, None])
 
     def square_sum(self) -> NDArray[np.floating[Any]]:
         """Σₖ keepₖ² on the canonical grid: (512, 512).

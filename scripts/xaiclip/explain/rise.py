@@ -129,7 +129,7 @@ def aggregate(
     if "covariance" in settings.estimators:
         errors["covariance"] = _by_map(sample.slope_errors(), mean.shape) * inside
     if "control_variate" in settings.estimators:
-        helped, helped_errors = _control_variate(plan, sample, p)
+        helped, helped_errors = _control_variate(sample, p, GRID)
         helped = helped.reshape(*mean.shape, GRID, GRID)
         maps["control_variate"] = np.where(context.domains[:, None], helped, np.nan)
         errors["control_variate"] = _by_map(helped_errors, mean.shape) * inside
@@ -145,6 +145,26 @@ def aggregate(
             errors=errors[name],
         )
     ]
+
+
+def slopes_at_points(
+    estimator: str, plan: CellPlan, scores: Array, settings: Settings
+) -> tuple[Array, Array]:
+    """What `aggregate` gives, at 32 × 32 points alone: fast enough to repeat over many seeds.
+
+    Args:
+        estimator: ``covariance`` or ``control_variate``.
+        plan: N masks.
+        scores: (N, K).
+        settings: those that drew the masks.
+
+    Returns:
+        The slope and its standard error: (K, 32, 32) each, NaN where m does not vary.
+    """
+    sample = _Sample(plan, scores, settings.group)
+    if estimator == "control_variate":
+        return _control_variate(sample, settings.probability, POINTS)
+    return sample.slopes(), sample.slope_errors()
 
 
 def _draw(settings: Settings, context: Context) -> CellPlan:
@@ -232,17 +252,17 @@ class _Sample:
         return grouped(self._sums(terms), groups, self.plan.n_forwards)
 
 
-def _control_variate(plan: CellPlan, sample: _Sample, p: float) -> tuple[Array, Array]:
-    """Slope (K, 512, 512) and its standard error (K, 32, 32).
+def _control_variate(sample: _Sample, p: float, size: int) -> tuple[Array, Array]:
+    """Slope (K, size, size) and its standard error (K, 32, 32).
 
     Cov(S, m) = Cov(ŝ, m) + Cov(S − ŝ, m), ŝ linear in the masks' values at a coarse grid. With
     independent cells, Cov(m(x), m(y)) is p (1 − p) times a product of the kernels' overlaps along
     the rows and along the columns.
     """
-    scores = sample.scores.astype(np.float64)
+    plan, scores = sample.plan, sample.scores.astype(np.float64)
     count, columns = scores.shape
     if count <= sample.group:  # nothing to tell the level from the slope
-        nowhere = (np.full((columns, side, side), np.nan) for side in (GRID, POINTS))
+        nowhere = (np.full((columns, side, side), np.nan) for side in (size, POINTS))
         return next(nowhere), next(nowhere)
     at = nearest(FEATURES)
     seen = plan.region[np.ix_(at, at)]
@@ -265,12 +285,14 @@ def _control_variate(plan: CellPlan, sample: _Sample, p: float) -> tuple[Array, 
         residual[mine] = scores[mine] - fit.predict(features[mine]).reshape(-1, columns)
         weights[:, seen] += mine.mean() * fit.coef_.reshape(columns, -1)
     side = plan.cells.shape[1]
-    along = overlap(side, GRID, FEATURES)
+    along = overlap(side, size, FEATURES)
     known = p * (1 - p) * (along @ weights @ along.T)
-    sums = plan.weighted_sum(np.column_stack([residual, np.ones(count)]))
-    missed = (sums[:-1] - p * residual.sum(0)[:, None, None]) / count
-    own = overlap(side, GRID, GRID).diagonal()
-    slope = np.where(plan.region, (known + missed) / (p * (1 - p) * np.outer(own, own)), np.nan)
+    missed = plan.weighted_sum(residual, size) - p * residual.sum(0)[:, None, None]
+    own = overlap(side, size, size).diagonal()
+    at = nearest(size)
+    region = plan.region[np.ix_(at, at)]
+    slope = (known + missed / count) / (p * (1 - p) * np.outer(own, own))
+    slope = np.where(region, slope, np.nan)
     points = overlap(side, POINTS, POINTS).diagonal()
     variance = p * (1 - p) * np.outer(points, points)
     return slope, sample.residual_errors(residual, p, variance)
