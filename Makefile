@@ -9,7 +9,7 @@ VENV ?= .venv
 SLURM ?= install
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types workflow-lint unit report savings compact benchmark docs lock clean
+.PHONY: demo test check lint types workflow-lint unit report savings sampling compact benchmark docs lock clean
 
 demo: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES)
@@ -43,6 +43,10 @@ report: $(VENV)/.run
 # What fewer forwards would save and lose, from the run's stored scores: tables/savings.md
 savings: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES) savings
+
+# RISE's true sampling error over repeated runs, on a synthetic score (docs/sampling.md)
+sampling: $(VENV)/.run
+	PYTHONPATH=scripts OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py --runs 12
 
 # Train the shipped compact models again from nothing (hours on two cores)
 compact: $(VENV)/.run

@@ -76,9 +76,9 @@ def savings(
 ) -> list[dict[str, Any]]:
     """Rows of what shorter plans would have saved and lost, for the first explained value.
 
-    LIME is taken at its first variant, whose superpixels alone count as forwards. A method with a ``budget`` is replayed at each share of its forwards; any other is cut to its
-    first forwards, and replayed with each stopping threshold. The slice counts as full as it was
-    scored.
+    LIME is taken at its first variant, whose superpixels alone count as forwards. A method with a
+    ``budget`` is replayed at each share of its forwards; any other is cut to its first forwards,
+    and replayed with each stopping threshold. The slice counts as full as it was scored.
 
     Returns:
         A row for each plan, organ and variant: `KEYS`, ``case``, ``slice``, ``organ``, and
