@@ -177,7 +177,7 @@ VARIANTS = (
 BACKBONE = {key: config["localizer"][key] for key in ("backbone", "pretrained")}
 
 
-def files_of(*paths):
+def existing_files(*paths):
     """The files among ``paths``, and those in the folders among them; names are left out."""
     return sorted(
         str(file)
@@ -190,9 +190,9 @@ def files_of(*paths):
 
 # Weights from outside the workflow, as input files: others mean other results.
 FOREIGN = {
-    "clip": files_of(*BACKBONE.values()),
+    "clip": existing_files(*BACKBONE.values()),
     # a checkpoint that is yet to be fetched is there when its rule has run
-    "sam": files_of(config["segmenter"]["checkpoint"])
+    "sam": existing_files(config["segmenter"]["checkpoint"])
     or [
         f"{DOWNLOADS}/{remote.name}" for remote in WANTED if remote in WEIGHTS.values()
     ],

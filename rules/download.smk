@@ -92,6 +92,7 @@ if SOURCE in DATASETS:
             "results/{run}/raw/samples.tsv",
         log:
             "results/{run}/logs/samples.log",
+        localrule: True
         conda:
             "../envs/data.yaml"
         resources:

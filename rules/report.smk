@@ -5,6 +5,7 @@ TABLES = ["table2", "segmenter", "table3", "table3_variants"]
 rule savings:
     input:
         expand("results/{run}/tables/savings.md", run=RUN),
+    localrule: True
 
 
 rule table_savings:

@@ -104,7 +104,7 @@ def choose_subject(sources: Sources, settings: Settings) -> Subject:
 
 
 def attributions(path: Path, item: Slice, organ: str) -> list[Attribution]:
-    """The maps of one organ in one slice; reads no other."""
+    """The maps of one organ in one slice, without their standard errors; reads no other."""
     stored = _Stored(path)
     return [
         Attribution(
