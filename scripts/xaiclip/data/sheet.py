@@ -19,6 +19,8 @@ MODALITIES = ("CT", "MR")
 SPLITS = ("train", "test")
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+#: Names are parts of file names, of which no file system takes more than 255 characters.
+MAX_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def read_sheet(path: str | os.PathLike[str]) -> list[Case]:
         ConfigError: anything in it is wrong; one sentence with the row and the column.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+        raise ConfigError(f"the sample sheet '{path}' is not a file.")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -94,6 +98,7 @@ def read_sheet(path: str | os.PathLike[str]) -> list[Case]:
                 f"the sample sheet '{path}' has the unknown or repeated column '{column}'."
             )
     cases: dict[str, Case] = {}
+    folded: dict[str, str] = {}
     for number, row in enumerate(rows[1:], start=2):
         if not any(row):
             continue
@@ -104,6 +109,9 @@ def read_sheet(path: str | os.PathLike[str]) -> list[Case]:
         case = _case(cells, path.parent, where)
         if case.name in cases:
             raise ConfigError(f"{where}: the case '{case.name}' stands there twice.")
+        twin = folded.setdefault(case.name.casefold(), case.name)
+        if twin != case.name:  # one file, where the file system does not tell them apart
+            raise ConfigError(f"{where}: '{case.name}' differs from '{twin}' in upper case only.")
         cases[case.name] = case
     if not cases:
         raise ConfigError(f"the sample sheet '{path}' lists no case.")
@@ -117,6 +125,11 @@ def _case(cells: dict[str, str], folder: Path, where: str) -> Case:
             raise ConfigError(
                 f"{where}, column '{column}': '{name}' must be made of letters, digits, '.', '_' "
                 "and '-', and not begin with '.'."
+            )
+        if len(name) > MAX_NAME:
+            raise ConfigError(
+                f"{where}, column '{column}': '{name[:20]}…' has {len(name)} characters; "
+                f"{MAX_NAME} are the most."
             )
     for column, allowed in (("modality", MODALITIES), ("split", SPLITS)):
         if cells[column] not in allowed:

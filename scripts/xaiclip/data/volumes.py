@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,12 @@ from xaiclip.files import atomic
 MAX_VOXELS = 2**31
 #: Largest compression of a gzip stream; a header that claims more than that is lying.
 MAX_GZIP_RATIO = 1032
+#: Label ids beyond it are no longer whole in single precision.
+MAX_LABEL = 2**24
+#: Bytes that may follow the voxels of a compressed file; more is a mistake, or an attack.
+MAX_TRAILING = 2**20
 
+_DATA_FILE = re.compile(rb"^(?:ElementDataFile *=|data ?file:) *(?P<name>.*?)\r?$", re.I | re.M)
 _NIFTI = (".nii", ".nii.gz")
 _ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
 
@@ -119,6 +125,8 @@ def read_volume(path: str | os.PathLike[str], *, label: bool = False) -> Volume:
     name = path.name.lower()
     if not os.path.exists(path):
         raise CaseError(f"{path}: there is no such file; correct the path in the sample sheet.")
+    if not path.is_dir() and not path.is_file():  # reading a pipe or a device may never end
+        raise CaseError(f"{path}: is neither a file nor a folder; give one of them.")
     if path.is_dir():
         stored, affine = _read_dicom(path)
     elif name.endswith(_NIFTI):
@@ -140,6 +148,8 @@ def read_volume(path: str | os.PathLike[str], *, label: bool = False) -> Volume:
         whole = np.rint(stored)
         if np.abs(stored - whole).max() > 1e-3 or whole.min() < 0:
             raise CaseError(f"{path}: a label map must hold whole numbers ≥ 0; was it resampled?")
+        if whole.max() >= MAX_LABEL:
+            raise CaseError(f"{path}: a label map must hold ids below {MAX_LABEL}; number it anew.")
         stored = whole.astype(np.int32)
     return Volume(np.ascontiguousarray(geometry.to_canonical(stored)), geometry, path)
 
@@ -216,7 +226,8 @@ def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         )
     try:
         if compressed:
-            _check_sum(path)
+            end = int(image.dataobj.offset) + int(np.prod(shape)) * dtype.itemsize
+            _check_stream(path, end)
         stored = image.get_fdata(dtype=np.float32, caching="unchanged")
     except Exception as error:  # as above
         raise CaseError(
@@ -225,14 +236,28 @@ def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     return stored.reshape(shape[:3]), np.asarray(image.affine, dtype=np.float64)
 
 
-def _check_sum(path: Path) -> None:
-    """Read a gzip stream to its end, where its checksum is; nibabel stops before it."""
+def _check_stream(path: Path, end: int) -> None:
+    """Read a gzip stream to its end, where its checksum is; nibabel stops before it.
+
+    Nothing but a header stands in memory yet: a stream that is too short, or goes on and on, ends
+    here.
+
+    Args:
+        path: the file.
+        end: where the voxels end in the uncompressed file, bytes.
+    """
+    length = 0
     with gzip.open(path) as stream:
-        while stream.read(2**20):
-            pass
+        while block := stream.read(2**20):
+            length += len(block)
+            if length > end + MAX_TRAILING:
+                raise ValueError("it goes on long after its voxels")
+    if length < end:
+        raise ValueError(f"{length} bytes instead of {end}")
 
 
 def _read_itk(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    _check_data_files(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -241,13 +266,37 @@ def _read_itk(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         _check_shape(reader.GetSize(), path)
         _check_size(reader.GetSize(), 1, path, MAX_GZIP_RATIO * _bytes_of(path))
         image = reader.Execute()
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise CaseError(
             f"{path}: damaged, truncated or of another format; copy it again."
         ) from error
     for _ in range(image.GetDimension() - 3):  # trailing axes of length 1
         image = sitk.Extract(image, [*image.GetSize()[:-1], 0])
     return _voxels(image), _affine(image)
+
+
+def _check_data_files(path: Path) -> None:
+    """A header may name data files; they must be files of its own folder, and below it.
+
+    Elsewhere lie other people's files, and devices that never end.
+    """
+    with open(path, "rb") as stream:
+        head = stream.read(2**16)
+    named = _DATA_FILE.search(head)
+    if named is None:
+        return
+    names = [named["name"]]
+    if names[0].upper().startswith(b"LIST"):
+        names = head[named.end() :].split(b"\n")
+    for name in names:
+        file = Path(os.fsdecode(name.strip()))
+        if file.is_absolute() or ".." in file.parts:
+            raise CaseError(
+                f"{path}: its header names a data file in another folder; put them together."
+            )
+        if "\0" not in str(file) and os.path.exists(path.parent / file):
+            if not (path.parent / file).is_file() and name.strip():
+                raise CaseError(f"{path}: its header names data that are no file; correct it.")
 
 
 def _bytes_of(path: Path) -> int:
@@ -258,7 +307,12 @@ def _bytes_of(path: Path) -> int:
 
 def _read_dicom(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     reader = sitk.ImageSeriesReader()
-    series = reader.GetGDCMSeriesIDs(str(folder))
+    try:
+        series = reader.GetGDCMSeriesIDs(str(folder))
+    except (RuntimeError, MemoryError) as error:
+        raise CaseError(
+            f"{folder}: holds a damaged DICOM file; export the series again."
+        ) from error
     if not series:
         raise CaseError(f"{folder}: holds no DICOM series; give the folder of the .dcm files.")
     if len(series) > 1:
@@ -292,7 +346,7 @@ def read_slices(files: Sequence[Path]) -> tuple[Volume, list[Path]]:
         reader.SetFileName(str(file))
         try:
             reader.ReadImageInformation()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise CaseError(f"{file}: not a readable DICOM file; get it again.") from error
         normal = np.array(reader.GetDirection()).reshape(3, 3)[:, 2]
         heights[file] = float(normal @ reader.GetOrigin())
@@ -331,7 +385,7 @@ def _read_series(
     reader.MetaDataDictionaryArrayUpdateOn()
     try:
         image = reader.Execute()
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise CaseError(
             f"{folder}: its DICOM series cannot be read as one volume; convert it to NIfTI."
         ) from error
