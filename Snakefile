@@ -19,6 +19,7 @@ include: "rules/segmenter.smk"
 include: "rules/explain.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
+include: "rules/stale.smk"
 
 
 rule all:

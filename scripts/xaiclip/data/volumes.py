@@ -294,9 +294,9 @@ def _check_data_files(path: Path) -> None:
             raise CaseError(
                 f"{path}: its header names a data file in another folder; put them together."
             )
-        if "\0" not in str(file) and os.path.exists(path.parent / file):
-            if not (path.parent / file).is_file() and name.strip():
-                raise CaseError(f"{path}: its header names data that are no file; correct it.")
+        target = path.parent / file
+        if name.strip() and os.path.exists(target) and not target.is_file():
+            raise CaseError(f"{path}: its header names data that are no file; correct it.")
 
 
 def _bytes_of(path: Path) -> int:

@@ -1,0 +1,70 @@
+"""Results that a study no longer asks for."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+#: What a wildcard may stand for, where not any part of a path.
+_FORMS = {
+    "method": "[a-z]+",
+    "guidance": "full|roi_reference|roi_body|roi",
+    "variant": "text|no_text",
+    "rest": r"(?!(?:body|reference)[._]).+",  # of a guidance, not what follows it
+    "batch": r"(?:train|test)-[^/]+",
+}
+
+
+def stale_files(
+    folder: str | os.PathLike[str],
+    written: Sequence[str],
+    configured: Mapping[str, Sequence[str]],
+) -> list[str]:
+    """Files that the workflow once wrote and would not write now.
+
+    Args:
+        folder: of the run; one that is not there holds nothing.
+        written: what the workflow writes below ``folder``, with wildcards in braces.
+        configured: the values that each wildcard still has; one without may be anything.
+
+    Returns:
+        Their paths, sorted. A file that is like no pattern is somebody else's and is not listed.
+    """
+    patterns = [_pattern(text) for text in written]
+    found = []
+    for path in sorted(Path(folder).rglob("*")):
+        if not path.is_file():
+            continue
+        name = path.relative_to(folder).as_posix()
+        matches = [match for pattern in patterns if (match := pattern.fullmatch(name))]
+        if matches and not any(_wanted(match, configured) for match in matches):
+            found.append(str(path))
+    return found
+
+
+def remove_files(files: Iterable[str | os.PathLike[str]]) -> None:
+    """Remove files, and the folders that are empty without them."""
+    for file in files:
+        path = Path(file)
+        path.unlink(missing_ok=True)
+        for folder in path.parents:
+            if folder.name == "results" or any(folder.iterdir()):
+                break
+            folder.rmdir()
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", text)
+    pieces = [re.escape(part) for part in parts]
+    for position in range(1, len(parts), 2):
+        form = _FORMS.get(parts[position], r"[^/]+")
+        pieces[position] = f"(?P<{parts[position]}>{form})"
+    return re.compile("".join(pieces))
+
+
+def _wanted(match: re.Match[str], configured: Mapping[str, Sequence[str]]) -> bool:
+    return all(
+        value in configured[name] for name, value in match.groupdict().items() if name in configured
+    )
