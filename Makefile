@@ -9,7 +9,8 @@ VENV ?= .venv
 SLURM ?= install
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types workflow-lint unit report savings sampling compact benchmark docs lock clean
+.PHONY: demo test check lint types workflow-lint unit report savings sampling verify soak compact benchmark docs \
+  lock clean
 
 demo: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES)
@@ -47,6 +48,16 @@ savings: $(VENV)/.run
 # RISE's true sampling error over repeated runs, on a synthetic score (docs/sampling.md)
 sampling: $(VENV)/.run
 	PYTHONPATH=scripts OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py --runs 12
+
+# Compare a finished run with its provenance, and make again what needs no model: make verify RUN=demo
+RUN ?= demo
+verify: $(VENV)/.run
+	PYTHONPATH=scripts $(BIN)/python scripts/verify.py results/$(RUN)
+
+# The long versions of short tests: every key of the rerun matrix, 570 bad inputs; results/soak/soak.json
+soak: $(VENV)/.dev
+	SOAK=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/test_reruns.py
+	PYTHONPATH=scripts:tests $(BIN)/python tests/soak.py results/soak/soak.json
 
 # Train the shipped compact models again from nothing (hours on two cores)
 compact: $(VENV)/.run

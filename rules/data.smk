@@ -31,7 +31,8 @@ rule slices:
     input:
         raw_files,
     output:
-        "results/{run}/slices/{batch}.npz",
+        slices="results/{run}/slices/{batch}.npz",
+        checksums="results/{run}/slices/{batch}.json",
     log:
         "results/{run}/logs/slices/{batch}.log",
     conda:

@@ -267,12 +267,38 @@ for figure in FIGURES:
             "../scripts/figure.py"
 
 
+# What stands between the data and the tables.
+STUDY_SCRIPTS = [
+    "slices.py",
+    "preprocess.py",
+    "train_localizer.py",
+    "localize.py",
+    "roi.py",
+    "segment.py",
+    "cost.py",
+    "score.py",
+    "attribute.py",
+    "evaluate_localizer.py",
+    "evaluate_segmenter.py",
+    "metrics.py",
+    "skipped.py",
+    "table2.py",
+    "table_segmenter.py",
+    "table3.py",
+]
+
+
 rule provenance:
     input:
         tables=expand(
             "results/{run}/tables/{name}.csv", name=TABLES, allow_missing=True
         ),
         cost="results/{run}/cost.json",
+        data=expand(
+            "results/{run}/slices/{batch}.json",
+            batch=(batches("train") if TRAINS else []) + batches("test"),
+            allow_missing=True,
+        ),
         weights=expand(TRAINED, variant=["text"], allow_missing=True)
         + FOREIGN["clip"]
         + FOREIGN["sam"],
@@ -289,6 +315,17 @@ rule provenance:
     params:
         cfg=config,
         shipped={model: shipped(model) for model in ("clip", "sam")},
+        scripts={
+            script: code(
+                script,
+                *(
+                    f"xaiclip.explain.{method}"
+                    for method in METHODS
+                    if script in ("score.py", "attribute.py")
+                ),
+            )
+            for script in STUDY_SCRIPTS
+        },
         code=code("provenance.py"),
     message:
         "Versions, device, weights, seeds and commit"

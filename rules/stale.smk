@@ -19,6 +19,7 @@ WRITTEN = [
     "raw/{case}_labels.nii.gz",
     "raw/{case}_problem.txt",
     "slices/{batch}.npz",
+    "slices/{batch}.json",
     "preprocessed/{batch}.npz",
     "localizer/{variant}/localizer.safetensors",
     "localizer/{variant}/training.csv",
@@ -39,15 +40,17 @@ WRITTEN = [
 ]
 
 
-def stale():
-    """Their paths, sorted."""
-    return stale_files(Path("results", RUN), WRITTEN, CONFIGURED)
-
-
 rule stale:
+    log:
+        f"results/{RUN}/logs/stale.log",
     localrule: True
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=30,
     params:
-        files=lambda w: stale(),
+        files=lambda w: stale_files(f"results/{RUN}", WRITTEN, CONFIGURED),
         prune=False,
     message:
         "Results of cases, methods and figures that the configuration no longer names"
@@ -56,9 +59,16 @@ rule stale:
 
 
 rule prune:
+    log:
+        f"results/{RUN}/logs/prune.log",
     localrule: True
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=30,
     params:
-        files=lambda w: stale(),
+        files=lambda w: stale_files(f"results/{RUN}", WRITTEN, CONFIGURED),
         prune=True,
     message:
         "Remove results of cases, methods and figures that the configuration no longer names"

@@ -33,6 +33,9 @@ with job(snakemake):
         for model, checksum in snakemake.params.shipped.items()
         if checksum
     }
+    data = {}
+    for path in snakemake.input.data:
+        data |= json.loads(Path(path).read_text(encoding="utf-8"))
     packages = [
         line.split("==")[0]
         for line in (root / "envs" / "requirements.in").read_text().splitlines()
@@ -52,6 +55,8 @@ with job(snakemake):
             "device": cost["device"],
             "precision": cost["precision"],
             "weights": weights,
+            "code": snakemake.params.scripts,
+            "data": data,
             "tables": {Path(path).name: sha256(path) for path in snakemake.input.tables},
             "config": cfg,
         },

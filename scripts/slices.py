@@ -7,6 +7,7 @@ from _job import job
 with job(snakemake) as log:
     from xaiclip.data.sheet import Case
     from xaiclip.data.slices import save_slices, take_slices
+    from xaiclip.files import tree_sha256, write_json
 
     cfg = snakemake.params.cfg
     slices, skips = [], []
@@ -23,4 +24,6 @@ with job(snakemake) as log:
     for skip in skips:
         log.warning("%s: %s", skip.case, skip.reason)
     log.info("%d slices of %d cases", len(slices), len(cfg["cases"]))
-    save_slices(snakemake.output[0], slices, skips)
+    save_slices(snakemake.output.slices, slices, skips)
+    files = [row[key] for row in cfg["cases"] for key in ("image", "label") if row[key]]
+    write_json(snakemake.output.checksums, {file: tree_sha256(file) for file in files})

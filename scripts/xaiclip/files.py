@@ -88,6 +88,18 @@ def sha256(path: str | os.PathLike[str]) -> str:
     return digest(path, "sha256")
 
 
+def tree_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, or of a folder: of the names and contents of all files below it."""
+    path = Path(path)
+    if not path.is_dir():
+        return sha256(path)
+    total = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            total.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
+    return total.hexdigest()
+
+
 def verify(path: Path, checksum: str) -> None:
     """Compare a file with ``sha256:…`` or ``md5:…``.
 

@@ -1,0 +1,98 @@
+"""Check a finished run: `python scripts/verify.py results/demo`, or `make verify RUN=demo`.
+
+Compares data, weights, code and tables with the checksums in provenance.json; then makes again
+what needs no model, beside the run, and compares. One line for each item; 1 if any differs.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from xaiclip.provenance import code_hash
+from xaiclip.verify import GIVEN, checked_sums, compared
+
+ROOT = Path(__file__).parents[1]
+RULES = (
+    *("slices", "preprocess", "roi", "attribute", "evaluate_localizer", "evaluate_segmenter"),
+    *("metrics", "skipped", "table2", "table_segmenter", "table3"),
+)
+TABLES = ("table2", "segmenter", "table3")
+
+
+def same_code(provenance):
+    """The code that is here against the code that made the run."""
+    methods = [f"xaiclip.explain.{name}" for name in provenance["config"]["explain"]["methods"]]
+    for script, wanted in provenance["code"].items():
+        also = methods if script in ("score.py", "attribute.py") else ()
+        differs = code_hash(script, also) != wanted
+        yield f"code {script}", "is another than the run's" if differs else None
+
+
+def remade(folder, again, config):
+    """Make ``again`` from what the run's models gave; words if that fails."""
+    for name in GIVEN:
+        source = folder / name
+        if source.is_dir():
+            shutil.copytree(source, again / name, copy_function=_link)
+        elif source.exists():
+            _link(source, again / name)
+    overlay = again / "config.json"
+    overlay.write_text(json.dumps({**config, "run": again.name}), encoding="utf-8")
+    targets = [f"results/{again.name}/tables/{name}.csv" for name in TABLES]
+    command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", ROOT / "Snakefile"]
+    command += ["--configfile", overlay, "--cores", str(os.cpu_count()), "--nolock"]
+    command += ["--rerun-triggers", "mtime", "--allowed-rules", *RULES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        found = re.findall(r"^.*(?:Error|Exception|ERROR).*$", done.stdout + done.stderr, re.M)
+        return f"cannot be made again ({found[-1].strip() if found else 'see its logs'})"
+    return None
+
+
+def _link(source, target):
+    os.makedirs(Path(target).parent, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def verify(folder):
+    """What was checked, and what is wrong with it."""
+    try:
+        provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        config = provenance["config"]
+        yield from checked_sums(folder, provenance)
+        yield from same_code(provenance)
+    except (OSError, ValueError, KeyError) as error:
+        words = f"cannot be read ({error}); finish the run with this version"
+        yield f"{folder}/provenance.json", words
+        return
+    again = folder.parent / f"verify-{folder.name}"
+    again.mkdir()
+    try:
+        if problem := remade(folder, again, config):
+            yield "metrics and tables", problem
+        yield from compared(folder, again)
+    finally:
+        shutil.rmtree(again)
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit("usage: python scripts/verify.py results/RUN")
+    wrong = total = 0
+    for item, problem in verify(Path(sys.argv[1])):
+        print(f"differs  {item}: {problem}" if problem else f"ok       {item}", flush=True)
+        wrong += problem is not None
+        total += 1
+    print(f"{wrong} of {total} differ")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
