@@ -1,4 +1,7 @@
-"""Hundreds of bad inputs: `python tests/soak.py results/soak/soak.json`; 1 if one is not treated well."""
+"""Hundreds of bad inputs: `python tests/soak.py results/soak/soak.json`.
+
+The exit status is 1 if one of them is not treated well.
+"""
 
 import json
 import sys
