@@ -316,15 +316,15 @@ rule provenance:
         cfg=config,
         shipped={model: shipped(model) for model in ("clip", "sam")},
         scripts={
-            script: code(
-                script,
+            name: code(
+                name,
                 *(
                     f"xaiclip.explain.{method}"
                     for method in METHODS
-                    if script in ("score.py", "attribute.py")
+                    if name in ("score.py", "attribute.py")
                 ),
             )
-            for script in STUDY_SCRIPTS
+            for name in STUDY_SCRIPTS
         },
         code=code("provenance.py"),
     message:
