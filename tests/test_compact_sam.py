@@ -204,7 +204,7 @@ def test_trained_weights_are_loaded_and_checked(pool: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("box", ["reference", "sloppy"])
 def test_evaluation_of_a_perfect_segmenter(box: str) -> None:
     class Bright(SamSegmenter):
-        input_size = 160
+        input_size, stock = 160, False
 
         def __init__(self) -> None:
             pass
