@@ -1,12 +1,12 @@
 # make demo: environment, then the whole study on the embedded phantom.
-# make test: environment with the checkers, then every check that CI runs. One of them starts a real SLURM; Debian's
-#   packages for it are installed if they are missing (as root). SLURM=1 installs nothing, SLURM=0 goes without.
+# make test: environment with the checkers, then every check that CI runs.
+#   SLURM=1 adds the study through a real SLURM, SLURM=install also installs Debian's packages for it (as root).
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 VENV ?= .venv
-SLURM ?= install
+SLURM ?= 0
 BIN := $(VENV)/bin
 
 .PHONY: demo test check lint types workflow-lint unit report savings sampling verify soak compact benchmark docs \
@@ -34,6 +34,7 @@ workflow-lint:
 	$(BIN)/snakemake --cores 1 --dry-run --quiet all
 
 unit:
+	@if [ "$(SLURM)" = 0 ]; then echo "The test on a real SLURM is left out: make test SLURM=install runs it."; fi
 	TEST_SLURM=$(SLURM) OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \
 	  $(BIN)/pytest -n auto --dist loadfile --cov --cov-report=term --cov-fail-under=85
 
