@@ -250,7 +250,7 @@ class Batched:
             "localizer": {
                 "weights": str(study / "results/tiny/localizer/text/localizer.safetensors")
             },
-            "segmenter": {"model": f"{directory / 'own.py'}:make"},
+            "segmenter": {"factory": f"{directory / 'own.py'}:make"},
             "explain": {
                 "prompt": "reference",
                 "methods": ["occlusion", "rise"],
