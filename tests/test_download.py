@@ -253,6 +253,7 @@ def test_the_script_ends_with_the_sentence(server, place, tmp_path, capsys):
             output=[str(place.target)],
             log=[str(tmp_path / "log")],
             threads=1,
+            resources=SimpleNamespace(),
             rule="download",
         )
         runpy.run_path(str(SCRIPTS / "download.py"), {"snakemake": job})

@@ -38,6 +38,7 @@ def snakemake(directory, *arguments, root=ROOT, check=True):
         ],
         capture_output=True,
         text=True,
+        encoding="utf-8",
         cwd=root,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
@@ -199,7 +200,8 @@ def test_an_edited_module_reruns_its_importers(study, tmp_path):
     shutil.copy(ROOT / "Snakefile", copy)
     assert planned(study, "--configfile", str(TINY), root=copy) == {}
     module = copy / "scripts/xaiclip/explain/rise.py"
-    module.write_text(module.read_text() + "\n# edited\n")
+    text = module.read_text(encoding="utf-8")
+    module.write_text(text + "\n# edited\n", encoding="utf-8")
     plan = planned(study, "--configfile", str(TINY), root=copy)
     assert plan["score"] == plan["attribute"] == 4
     assert "train_localizer" not in plan
