@@ -16,7 +16,7 @@ from typing import IO
 
 from xaiclip.download import check_space
 from xaiclip.errors import CaseError, ConfigError
-from xaiclip.files import atomic, impostor
+from xaiclip.files import atomic, check_kind
 
 #: Largest content of an archive, and by how much it may exceed the archive.
 MAX_BYTES = 1 << 40
@@ -106,12 +106,7 @@ _Member = tuple[str, int, Callable[[], IO[bytes]]]
 @contextmanager
 def _opened(archive: Path) -> Iterator[list[_Member]]:
     """The regular files of an archive: name, size, and how to open each."""
-    if not archive.is_file():
-        raise ConfigError(f"the archive {archive} does not exist.")
-    with open(archive, "rb") as stream:
-        words = impostor(stream.read(512))
-    if words:
-        raise ConfigError(f"{archive} {words}.")
+    check_kind(archive, "archive")
     with ExitStack() as stack:
         try:
             if zipfile.is_zipfile(archive):

@@ -133,3 +133,17 @@ def impostor(head: bytes) -> str | None:
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not data: run `git lfs pull`"
     return None
+
+
+def check_kind(path: Path, what: str) -> None:
+    """Refuse what is plainly no data; ``what`` is the file's part in the sentence.
+
+    Raises:
+        ConfigError: no such file, an empty one, a web page, or a Git LFS pointer.
+    """
+    if not path.is_file():
+        raise ConfigError(f"the {what} {path} does not exist.")
+    with open(path, "rb") as stream:
+        words = impostor(stream.read(512))
+    if words:
+        raise ConfigError(f"{path} {words}.")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from xaiclip.catalogue import WEIGHTS
 from xaiclip.device import choose_device, choose_precision
 from xaiclip.errors import ConfigError
-from xaiclip.files import digest, impostor, verify
+from xaiclip.files import check_kind, digest, verify
 from xaiclip.segmenters.base import Segmenter
 from xaiclip.segmenters.compact import build
 from xaiclip.segmenters.own import call_factory
@@ -126,7 +126,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ConfigError: missing, empty, a web page, damaged, with pickled objects, or without tensors.
     """
-    _check_kind(path)
+    check_kind(path, "weights file")
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
@@ -154,16 +154,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise ConfigError(f"{path} holds no tensors by name: save the model's state_dict.")
     return tensors
-
-
-def _check_kind(path: Path) -> None:
-    """Refuse what is plainly no weights file."""
-    if not path.is_file():
-        raise ConfigError(f"the weights file {path} does not exist.")
-    with open(path, "rb") as stream:
-        words = impostor(stream.read(512))
-    if words:
-        raise ConfigError(f"{path} {words}.")
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -208,7 +198,7 @@ def check_size(module: nn.Module, path: Path) -> None:
         ConfigError: it is smaller: cut off, or of a smaller model.
     """
     least = 2 * sum(value.numel() for value in module.state_dict().values())
-    _check_kind(path)
+    check_kind(path, "weights file")
     if path.stat().st_size < least:
         raise ConfigError(
             f"{path} has {path.stat().st_size / 1e6:.1f} MB, but the model's weights take "
