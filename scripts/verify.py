@@ -73,7 +73,11 @@ def verify(folder):
         yield f"{folder}/provenance.json", words
         return
     again = folder.parent / f"verify-{folder.name}"
-    again.mkdir()
+    try:
+        again.mkdir()
+    except FileExistsError:
+        yield str(again), "is there, perhaps from a check that was cut off; remove it"
+        return
     try:
         if problem := remade(folder, again, config):
             yield "metrics and tables", problem

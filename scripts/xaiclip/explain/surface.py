@@ -47,9 +47,9 @@ def surface(
     """Fit Matérn 3/2 and a nugget by maximum likelihood, and predict (Rasmussen, Williams 2006).
 
     Args:
-        places: (N, 2) where scores were measured, in strides.
+        places: (N, D) where scores were measured; one unit is a stride.
         values: (N,) the scores.
-        at: (M, 2) where they are wanted.
+        at: (M, D) where they are wanted.
     """
     values = values.astype(np.float64)
     centre = float(np.median(values))
