@@ -107,6 +107,8 @@ def factory_code(factory):
     if not factory:
         return None
     file = Path(factory.rpartition(":")[0])
+    if not file.exists():
+        raise ConfigError(f"config key 'segmenter.factory': there is no file '{file}'.")
     try:
         return provenance.code_hash(file.name, root=file.parent)
     except SyntaxError as error:
@@ -146,15 +148,10 @@ try:
     if config["segmenter"]["checkpoint"] == "auto":
         WANTED.append(WEIGHTS[config["segmenter"]["model"]])
         config["segmenter"]["checkpoint"] = f"{DOWNLOADS}/{WANTED[-1].name}"
-    else:
-        for key, path in {
-            "segmenter.checkpoint": config["segmenter"]["checkpoint"],
-            "segmenter.factory": (config["segmenter"]["factory"] or "").rpartition(":")[
-                0
-            ],
-        }.items():
-            if path and not Path(path).exists():
-                raise ConfigError(f"config key '{key}': there is no file '{path}'.")
+    elif (path := config["segmenter"]["checkpoint"]) and not Path(path).exists():
+        raise ConfigError(
+            f"config key 'segmenter.checkpoint': there is no file '{path}'."
+        )
     FACTORY = factory_code(config["segmenter"]["factory"])
     if (path := config["localizer"]["weights"]) and not Path(path).exists():
         words = f"config key 'localizer.weights': there is no file '{path}'"
