@@ -1,4 +1,4 @@
-# Tables, figures, provenance: what a paper takes over. Seconds each, once a study: not worth a cluster job.
+# Tables, figures, provenance: what a paper takes over. All but the savings take seconds, once a study: not worth a cluster job.
 TABLES = ["table2", "segmenter", "table3", "table3_variants"]
 
 
