@@ -54,7 +54,6 @@ rule attribute:
         "results/{run}/logs/attribute/{method}_{guidance}_{batch}.log",
     conda:
         "../envs/torch.yaml"
-    threads: 2
     resources:
         mem_mb=lambda wildcards, attempt: 3000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,

@@ -40,6 +40,7 @@ with job(snakemake) as log:
             batch_size=cfg["batch_size"],
             learning_rate=cfg["learning_rate"],
             validation_fraction=cfg["validation_fraction"],
+            views=cfg["views"],
             seed=cfg["seed"],
         ),
     )

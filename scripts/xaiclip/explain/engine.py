@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from xaiclip.explain.attribution import GRID
 from xaiclip.explain.values import THRESHOLD, VALUES
@@ -259,6 +258,8 @@ def fill_image(name: str, inputs: Tensor) -> Tensor:
     if name == "zero":
         return inputs.new_zeros(())
     if name == "blur":
+        from torchvision.transforms.functional import gaussian_blur  # seconds to import
+
         sigma = max(inputs.shape[-2:]) / 32
         return gaussian_blur(inputs, 2 * round(3 * sigma) + 1, sigma)
     raise ValueError(f"unknown fill '{name}'")

@@ -117,6 +117,8 @@ class Localizer(nn.Module):
             self.adapter = nn.ModuleList(layers)
             self.sharpness = nn.Parameter(torch.full((blocks + 1,), 10.0))
             self.maps = MapMaker(blocks * (dim + len(classes)), len(classes), settings.width)
+        # the layout that convolutions and their norms are fastest in on a CPU
+        self.maps.to(memory_format=torch.channels_last)
 
     def trainable(self) -> dict[str, Tensor]:
         """The parameters that train, by name; the frozen model is not among them."""

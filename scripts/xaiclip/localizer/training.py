@@ -37,7 +37,7 @@ class TrainingSettings:
     batch_size: int = 8
     learning_rate: float = 1e-3
     validation_fraction: float = 0.2
-    views: int = 4
+    views: int = 2
     cache_gib: float = 8.0
     seed: int = 0
 
@@ -54,14 +54,15 @@ def dice_ce(logits: Tensor, labels: Tensor, eps: float = 1.0) -> Tensor:
         eps: added once to numerator and denominator, so an absent class that is not predicted
             has Dice 1.
     """
-    known = labels != IGNORE
-    target = torch.where(known, labels, 0).long()
-    p = logits.float().softmax(1) * known[:, None]
-    g = F.one_hot(target, logits.shape[1]).permute(0, 3, 1, 2) * known[:, None]
-    both, either = (p * g).sum((0, 2, 3)), (p + g).sum((0, 2, 3))
+    known = (labels != IGNORE)[:, None]
+    # comparison, not one_hot: int64 maps and their permutation cost as much as the decoder's head
+    classes = torch.arange(logits.shape[1], device=labels.device)
+    g = (labels[:, None] == classes[:, None, None]).float()
+    log_p = logits.float().log_softmax(1)
+    p = log_p.exp() * known
+    both, either = (p * g).sum((0, 2, 3)), p.sum((0, 2, 3)) + g.sum((0, 2, 3))
     dice = ((2 * both + eps) / (either + eps)).mean()
-    entropy = F.cross_entropy(logits.float(), target, reduction="none")
-    return 1 - dice + (entropy * known).sum() / known.sum().clamp_min(1)
+    return 1 - dice - (log_p * g).sum() / known.sum().clamp_min(1)
 
 
 def augment(
