@@ -160,6 +160,12 @@ def test_taken_slices(case):
     assert len(take(case, policy="all", every=2)[0]) == 2
 
 
+def test_a_training_slice_without_an_organ_is_nothing_left_out(case):
+    slices, skips = take(replace(case, split="train"), policy="all")
+    assert len(slices) == 4
+    assert skips == []
+
+
 def test_a_slice_without_a_wanted_organ_is_left_out(case):
     slices, (skip,) = take(case, policy="middle")
     assert slices == []
