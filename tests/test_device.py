@@ -79,3 +79,30 @@ def test_a_seed_fixes_every_generator() -> None:
         return [torch.rand(1, generator=own).item(), *rest]
 
     assert draw(3) == draw(3) != draw(4)
+
+
+def test_a_batch_is_halved_until_it_fits() -> None:
+    sizes = []
+
+    def double(part: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(part))
+        if len(part) > 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return 2 * part
+
+    x = torch.arange(10.0)
+    assert torch.equal(torch.cat(d.in_batches(double, x, 16)), 2 * x)
+    assert sizes == [10, 5, 2, 2, 2, 2, 2]
+    assert d.in_batches(double, x[:0], 4) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(MemoryError(), MemoryError), (RuntimeError("shapes do not match"), RuntimeError)],
+)
+def test_what_never_fits_or_is_another_fault(error: Exception, expected: type) -> None:
+    def fail(part: torch.Tensor) -> None:
+        raise error
+
+    with pytest.raises(expected):
+        d.in_batches(fail, torch.zeros(4), 4)

@@ -229,6 +229,16 @@ def test_training_refuses(count: int, top: int, message: str) -> None:
         train(backbone(), images[:count], labels[:count], cases[:count], CLASSES)
 
 
+def test_a_step_that_does_not_fit_says_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(logits: object, labels: object) -> None:
+        raise RuntimeError("CUDA out of memory.")
+
+    monkeypatch.setattr("xaiclip.localizer.training.dice_ce", full)
+    images, labels, cases = discs(2)
+    with pytest.raises(ConfigError, match=r"localizer\.batch_size"):
+        train(backbone(), images, labels, cases, CLASSES, SMALL)
+
+
 @pytest.mark.parametrize("content", [None, b"", b"text", b"\x08" + b"\0" * 7 + b"{}      "])
 def test_not_a_localizer(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "localizer.safetensors"

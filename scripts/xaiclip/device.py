@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from xaiclip.errors import ConfigError
+
+Result = TypeVar("Result")
 
 PRECISIONS: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -61,6 +66,40 @@ def autocast(device: torch.device | str, precision: str) -> AbstractContextManag
     if precision == "fp32":
         return torch.autocast(kind, enabled=False) if kind != "mps" else nullcontext()
     return torch.autocast(kind, dtype=PRECISIONS[precision])
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the machine, had no memory left."""
+    # CUDA has its own class; the CPU's allocator and MPS only a message
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or any(
+        text in str(error) for text in ("out of memory", "not enough memory", "can't allocate")
+    )
+
+
+def in_batches(
+    function: Callable[[Tensor], Result], inputs: Tensor, batch_size: int
+) -> list[Result]:
+    """``function`` of ``inputs``, ``batch_size`` of them at a time, and half as many when memory
+    runs out.
+
+    Raises:
+        MemoryError: not even one fits.
+    """
+    results: list[Result] = []
+    start = 0
+    while start < len(inputs):
+        part = inputs[start : start + batch_size]
+        try:
+            results.append(function(part))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if len(part) == 1:
+                raise MemoryError("One image does not fit into memory.") from error
+            batch_size = len(part) // 2
+            continue
+        start += len(part)
+    return results
 
 
 def set_threads(number: int) -> None:

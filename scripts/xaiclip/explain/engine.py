@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from xaiclip.device import out_of_memory
 from xaiclip.explain.attribution import GRID
 from xaiclip.explain.values import THRESHOLD, VALUES
 from xaiclip.segmenters.base import decode, to_mask
@@ -233,7 +234,7 @@ def score(
                     probability = decode(segmenter, embeddings, prompts).sigmoid()
                     chunks.append(_evaluate(probability, mask, values))
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if stop - start == 1:
                     raise MemoryError("One perturbed image does not fit into memory.") from error
@@ -276,10 +277,3 @@ def _fit(keep: Tensor, inputs: Tensor) -> Tensor:
 def _evaluate(probability: Tensor, mask: Tensor, values: Sequence[str]) -> Tensor:
     """(B, O, V)"""
     return torch.stack([VALUES[name](probability, mask) for name in values], dim=-1)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # CUDA has its own class; the CPU's allocator and MPS only a message
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or any(
-        text in str(error) for text in ("out of memory", "not enough memory", "can't allocate")
-    )

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from xaiclip.device import in_batches
 from xaiclip.errors import ConfigError
 from xaiclip.files import atomic
 from xaiclip.localizer.backbone import Backbone, BackboneSettings, load_backbone
@@ -153,16 +154,19 @@ def predict(localizer: Localizer, images: NDArray, batch_size: int = 16) -> NDAr
     Args:
         localizer: trained.
         images: uint8 (B, 224, 224) on the letterbox grid.
-        batch_size: slices at a time.
+        batch_size: slices at a time; halved when memory runs out.
 
     Returns:
         float32 (B, classes, 224, 224); the classes sum to 1 in each pixel.
     """
     localizer.eval()
     device = localizer.sharpness.device
-    parts = torch.from_numpy(images).split(batch_size)
-    found = [localizer(part.to(device)).softmax(1).float().cpu() for part in parts]
-    return torch.cat(found).numpy()
+
+    def maps(part: Tensor) -> Tensor:
+        found: Tensor = localizer(part.to(device)).softmax(1).float().cpu()
+        return found
+
+    return torch.cat(in_batches(maps, torch.from_numpy(images), batch_size)).numpy()
 
 
 def save_localizer(path: Path, localizer: Localizer) -> None:

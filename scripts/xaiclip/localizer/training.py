@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xaiclip.device import in_batches, out_of_memory
 from xaiclip.errors import ConfigError
 from xaiclip.localizer.backbone import Backbone
 from xaiclip.localizer.model import DEFAULTS as MODEL_DEFAULTS
@@ -116,7 +117,8 @@ def train(
         ``val_dice_{class}``, selected (0 or 1). Without validation cases those are absent.
 
     Raises:
-        ConfigError: no training slice, or a label beyond the classes.
+        ConfigError: no training slice, a label beyond the classes, or a step that memory does not
+            hold.
     """
     if not len(images):
         raise ConfigError("No training slice is left: see skipped.tsv, or add training cases.")
@@ -142,9 +144,18 @@ def train(
         losses = []
         for chosen in np.array_split(rng.permutation(len(views)), per_epoch):
             tokens, target = views.take(chosen, rng)
-            loss = dice_ce(localizer.decode(tokens), target)
             optimizer.zero_grad()
-            loss.backward()
+            try:
+                loss = dice_ce(localizer.decode(tokens), target)
+                loss.backward()
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                # not halved here: Dice is over the batch, so the study would be another one
+                raise ConfigError(
+                    f"a training step of {len(chosen)} slices does not fit into the memory of "
+                    f"{device}: set 'localizer.batch_size' lower."
+                ) from error
             optimizer.step()
             schedule.step()
             losses.append(loss.item() * len(chosen))
@@ -217,10 +228,11 @@ class _Views:
         values = len(backbone.blocks) * backbone.width * backbone.grid**2
         self.tokens: list[Tensor] | None = None
         if 2 * values * len(self.images) <= settings.cache_gib * 2**30 and self.count:
-            parts = [
-                [t.half().cpu() for t in backbone(part.to(self.device))]
-                for part in self.images.split(16)
-            ]
+            parts = in_batches(
+                lambda part: [t.half().cpu() for t in backbone(part.to(self.device))],
+                self.images,
+                16,
+            )
             self.tokens = [torch.cat(block) for block in zip(*parts, strict=True)]
 
     def __len__(self) -> int:
