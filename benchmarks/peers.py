@@ -30,7 +30,7 @@ class Bench:
     segmenter: Segmenter
     image: NDArray[np.uint8]
     prompts: Prompts
-    batch: int = 4
+    batch: int = 8
     parts: int = 8  # windows are this share of the image wide, and overlap by half
     encoded: int = 0
     seconds: dict[str, float] = field(default_factory=dict)

@@ -160,7 +160,7 @@ def test_batch_size_is_found_by_trial_and_kept():
     ("setting", "device", "side", "value"),
     [
         (7, "cuda", 256, 7),
-        ("auto", "cpu", 256, 4),
+        ("auto", "cpu", 256, 8),
         ("auto", "cpu", 1024, 1),
         ("auto", "cpu", 64, 64),
     ]

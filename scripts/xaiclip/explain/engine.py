@@ -62,7 +62,7 @@ class BatchSize:
 
     LARGEST = 64
     #: Images of 256 × 256 that a CPU encodes at once: few, so that they stay in its caches.
-    ON_CPU = 4
+    ON_CPU = 8
 
     def __init__(self, value: int, *, growing: bool = False) -> None:
         self.value, self.growing = value, growing

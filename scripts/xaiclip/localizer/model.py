@@ -126,7 +126,7 @@ class Localizer(nn.Module):
         return {k: p for k, p in self.named_parameters() if not k.startswith("backbone.")}
 
     def decode(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Tokens of the backbone, one (B, C, g, g) per block → logits (B, classes, 224, 224)."""
+        """Tokens of the backbone, one (B, C, g, g) per block → logits (B, classes, 8g, 8g)."""
         adapted = [
             F.normalize(layer(t.float()), dim=1)
             for layer, t in zip(self.adapter, tokens, strict=True)
@@ -140,11 +140,16 @@ class Localizer(nn.Module):
         unit = self.backbone.embed_dim**0.5  # unit vectors to unit variance
         logits = self.maps(torch.cat([a * unit for a in adapted] + scaled, dim=1))
         direct = F.interpolate(cosines[-1] * self.sharpness[-1], logits.shape[2:], mode="bilinear")
-        return F.interpolate(logits + direct, (SIZE, SIZE), mode="bilinear")
+        return logits + direct
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, 224, 224) → logits (B, classes, 224, 224)."""
-        return self.decode(self.backbone(images))
+        return full_size(self.decode(self.backbone(images)))
+
+
+def full_size(logits: Tensor) -> Tensor:
+    """Logits of any size, bilinear to 224 × 224."""
+    return F.interpolate(logits, (SIZE, SIZE), mode="bilinear")
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from xaiclip.device import in_batches, out_of_memory
 from xaiclip.errors import ConfigError
 from xaiclip.localizer.backbone import Backbone
 from xaiclip.localizer.model import DEFAULTS as MODEL_DEFAULTS
-from xaiclip.localizer.model import SIZE, Localizer, LocalizerSettings
+from xaiclip.localizer.model import SIZE, Localizer, LocalizerSettings, full_size
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ IGNORE = 255
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Adam with cosine decay on Dice + cross-entropy.
+    """Adam with cosine decay on Dice + cross-entropy, at the resolution of the map maker's logits.
 
     ``views`` is the number of versions of each training slice whose tokens are kept: the slice
     itself and augmented ones. ``cache_gib`` limits the memory for them; beyond it tokens are
@@ -146,7 +146,8 @@ def train(
             tokens, target = views.take(chosen, rng)
             optimizer.zero_grad()
             try:
-                loss = dice_ce(localizer.decode(tokens), target)
+                logits = localizer.decode(tokens)
+                loss = dice_ce(logits, _shrink(target, logits.shape[2:]))
                 loss.backward()
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
@@ -175,6 +176,11 @@ def train(
     return localizer.eval(), rows
 
 
+def _shrink(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """Labels (B, H, W) at the nearest of fewer pixels."""
+    return F.interpolate(labels[:, None], tuple(size), mode="nearest-exact")[:, 0]
+
+
 @torch.inference_mode()
 def _validate(
     localizer: Localizer, checks: _Views, classes: Sequence[str], batch_size: int
@@ -185,7 +191,7 @@ def _validate(
     both = either = real = torch.zeros(len(classes))
     for chosen in np.array_split(np.arange(len(checks)), -(-len(checks) // batch_size)):
         tokens, target = checks.take(chosen, None)
-        logits = localizer.decode(tokens)
+        logits = full_size(localizer.decode(tokens))
         losses.append(dice_ce(logits, target).item() * len(chosen))
         known = (target != IGNORE)[:, None]
         p = F.one_hot(logits.argmax(1), len(classes)).permute(0, 3, 1, 2) * known
