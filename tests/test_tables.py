@@ -138,17 +138,26 @@ def test_unknown_columns_are_refused_and_leave_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_concat_is_sorted_whatever_the_batches(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("xaiclip.evaluate.schema._ROW_GROUP", 7)
+@pytest.mark.parametrize("most", [1, 40, 10**6], ids=["a case", "some cases", "all"])
+def test_concat_is_sorted_whatever_the_batches(
+    tmp_path: Path, monkeypatch: Any, most: int
+) -> None:
+    for name, value in {"_ROW_GROUP": 7, "_RANGE": most, "_DEALT": 30}.items():
+        monkeypatch.setattr(f"xaiclip.evaluate.schema.{name}", value)
     rows = [*explanation_rows(4), {"case": "case9", "skipped": "no organ"}]
-    write_table(tmp_path / "all.parquet", rows, EXPLANATIONS)
+    rows += [{"case": "\U0001f600 Größe", "organ": "Ω"}, {"case": None, "skipped": "nobody"}]
+    rows += [{"case": "case1", "slice": None, "skipped": f"twin {k}"} for k in range(3)]
     paths = [tmp_path / f"{k}.parquet" for k in range(3)]
     for k, path in enumerate(paths):
         write_table(path, rows[k::3], EXPLANATIONS)
     concat_tables(paths[::-1], tmp_path / "joined.parquet", EXPLANATIONS)
-    joined = pq.read_table(tmp_path / "joined.parquet")
-    assert joined.equals(pq.read_table(tmp_path / "all.parquet"))
-    assert joined["case"].to_pylist() == sorted(joined["case"].to_pylist())
+    # rows of one key keep the order of their files
+    write_table(tmp_path / "all.parquet", [*rows[::3], *rows[1::3], *rows[2::3]], EXPLANATIONS)
+    assert pq.read_table(tmp_path / "joined.parquet").equals(
+        pq.read_table(tmp_path / "all.parquet")
+    )
+    assert {path.suffix for path in tmp_path.iterdir()} == {".parquet"}
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_concat_of_nothing_and_of_a_stranger(tmp_path: Path) -> None:

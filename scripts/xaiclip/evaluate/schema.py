@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import heapq
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from xaiclip.files import atomic
@@ -71,6 +75,8 @@ _ORDER = (
     *("method", "guidance", "roi_source", "variant", "value"),
 )
 _ROW_GROUP = 4096
+#: Rows that are sorted at once, and rows that are dealt at once, when tables are merged.
+_RANGE, _DEALT = 1 << 18, 1 << 15
 
 
 def write_table(path: str | os.PathLike[str], rows: Iterable[Row], schema: pa.Schema) -> None:
@@ -82,25 +88,7 @@ def write_table(path: str | os.PathLike[str], rows: Iterable[Row], schema: pa.Sc
     Raises:
         ValueError: a row has a column that the schema lacks.
     """
-    _write(path, sorted(rows, key=_sort_key(schema)), schema)
-
-
-def concat_tables(
-    paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str], schema: pa.Schema
-) -> None:
-    """Merge sorted tables (as `write_table` leaves them) into one sorted table, atomically.
-
-    The order of ``paths`` does not matter. One row group of each input is in memory at a time.
-
-    Raises:
-        ValueError: a file has other columns or types than ``schema``.
-    """
-    parts = [_read(path, schema) for path in sorted(str(path) for path in paths)]
-    _write(out, heapq.merge(*parts, key=_sort_key(schema)), schema)
-
-
-def _write(path: str | os.PathLike[str], rows: Iterable[Row], schema: pa.Schema) -> None:
-    stream = iter(rows)
+    stream = iter(sorted(rows, key=_sort_key(schema)))
     with atomic(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         while chunk := list(islice(stream, _ROW_GROUP)):
             unknown = sorted({name for row in chunk for name in row} - set(schema.names))
@@ -110,16 +98,91 @@ def _write(path: str | os.PathLike[str], rows: Iterable[Row], schema: pa.Schema)
             writer.write_table(pa.Table.from_pydict(columns, schema=schema))
 
 
-def _read(path: str, schema: pa.Schema) -> Iterator[Row]:
-    # the file is closed between row groups, so that any number of batches can be merged
-    with pq.ParquetFile(path) as file:
-        groups = file.num_row_groups
-        if not file.schema_arrow.equals(schema):
-            raise ValueError(f"'{path}' has other columns than this version writes: delete it.")
-    for group in range(groups):
+def concat_tables(
+    paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str], schema: pa.Schema
+) -> None:
+    """Merge tables into one, sorted as `write_table` sorts, atomically.
+
+    The order of ``paths`` does not matter. Rows are dealt into ranges of cases, on the disk of
+    ``out``, and each range is sorted by itself: memory does not grow with the number of rows,
+    as long as one case has far fewer than a range.
+
+    Raises:
+        ValueError: a file has other columns or types than ``schema``.
+    """
+    ordered = sorted(str(path) for path in paths)
+    keys = [(name, "ascending") for name in _ORDER if name in schema.names]
+    with atomic(out) as target, ExitStack() as stack:
+        starts = _ranges(ordered, schema)
+        # files without a name: nothing of them is left, however the process ends
+        spools = [stack.enter_context(tempfile.TemporaryFile(dir=target.parent)) for _ in starts]
+        streams = [pa.ipc.new_stream(spool, schema) for spool in spools]
+        for rows in _gathered(ordered):
+            for number, part in _dealt(rows, starts):
+                streams[number].write_table(part)
+        writer = stack.enter_context(pq.ParquetWriter(target, schema))
+        for stream, spool in zip(streams, spools, strict=True):
+            stream.close()
+            spool.seek(0)
+            rows = pa.ipc.open_stream(spool).read_all()
+            # stable, and null last, as the sort of write_table
+            rows = rows.take(pc.sort_indices(rows, sort_keys=keys))
+            writer.write_table(rows, row_group_size=_ROW_GROUP)
+
+
+def _ranges(paths: Sequence[str], schema: pa.Schema) -> list[str]:
+    """The first case of each range of at most `_RANGE` rows, sorted; the first one is open below.
+
+    Raises:
+        ValueError: a file has other columns or types than ``schema``.
+    """
+    total = 0
+    for path in paths:
         with pq.ParquetFile(path) as file:
-            table = file.read_row_group(group)
-        yield from table.to_pylist()
+            if not file.schema_arrow.equals(schema):
+                raise ValueError(f"'{path}' has other columns than this version writes: delete it.")
+            total += file.metadata.num_rows
+    starts = [""]
+    if total <= _RANGE:
+        return starts
+    counts: Counter[str] = Counter()
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            counts.update(file.read(columns=["case"])["case"].drop_null().to_pylist())
+    held = 0
+    for case in sorted(counts):
+        if held and held + counts[case] > _RANGE:
+            starts.append(case)
+            held = 0
+        held += counts[case]
+    return starts
+
+
+def _gathered(paths: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of all files in turn, some row groups at a time."""
+    waiting: list[pa.Table] = []
+    held = 0
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                waiting.append(file.read_row_group(group))
+                held += waiting[-1].num_rows
+                if held >= _DEALT:
+                    yield pa.concat_tables(waiting)
+                    waiting, held = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _dealt(rows: pa.Table, starts: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of each range, with its number; rows without a case are the last range's."""
+    cases = rows["case"].combine_chunks().dictionary_encode()
+    names = cases.dictionary.to_pylist()
+    place = np.array([bisect_right(starts, name) - 1 for name in names], dtype=np.int64)
+    codes = cases.indices.fill_null(-1).to_numpy()
+    numbers = np.append(place, len(starts) - 1)[codes]
+    for number in np.unique(numbers):
+        yield int(number), rows.filter(pa.array(numbers == number))
 
 
 def _sort_key(schema: pa.Schema) -> Any:
