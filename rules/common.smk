@@ -4,6 +4,7 @@ import re
 import sys
 from dataclasses import asdict
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -15,7 +16,8 @@ from xaiclip.catalogue import DATASETS, WEIGHTS, Entry, backbone_note
 from xaiclip.catalogue import entries as published_entries
 from xaiclip.config import complete, label_table
 from xaiclip.data.sheet import Case, read_sheet
-from xaiclip.errors import ConfigError
+from xaiclip.errors import ConfigError, StorageError
+from xaiclip.files import check_writable
 from xaiclip.organs import organs_of
 
 
@@ -116,6 +118,8 @@ def factory_code(factory):
 
 
 try:
+    if not Path(".snakemake").exists():
+        check_writable(".snakemake")
     # in place: rules read `config`, and a rule's params must not hang on what a default was
     completed = complete(config)
     config.clear()
@@ -161,7 +165,7 @@ try:
         BY_HAND[path] = (
             f"{words}: run the study '{trained[1]}', which trains it, first."
         )
-except ConfigError as error:
+except (ConfigError, StorageError) as error:
     raise WorkflowError(str(error)) from None
 
 ORGANS = organs_of(config["classes"])
@@ -205,22 +209,16 @@ if SOURCE in DATASETS and DATASETS[SOURCE].labelled:
 METRICS = ["localizer", "segmenter", "explanations"]
 
 
+# The cases of each batch, by name. Rules ask once per job: what follows must not go through the
+# whole study, or hash a file, each time.
+MEMBERS = {}
+for case in sorted(CASES.values(), key=lambda case: case.name):
+    MEMBERS.setdefault(BATCHES[case.split][case.name], []).append(case)
+
+
 def batches(split):
     """Names of the batches of a split, sorted."""
     return sorted(set(BATCHES[split].values()))
-
-
-def cases_of(batch):
-    """The cases of a batch, by name."""
-    return sorted(
-        (
-            CASES[name]
-            for split in BATCHES
-            for name, own in BATCHES[split].items()
-            if own == batch
-        ),
-        key=lambda case: case.name,
-    )
 
 
 def files_of(case):
@@ -230,7 +228,9 @@ def files_of(case):
 
 def raw_files(wildcards):
     """Files of a batch's cases."""
-    return [file for case in cases_of(wildcards.batch) for file in files_of(case)]
+    return [
+        file for case in MEMBERS.get(wildcards.batch, []) for file in files_of(case)
+    ]
 
 
 def row_of(case):
@@ -247,20 +247,23 @@ def row_of(case):
 
 def case_rows(wildcards):
     """A batch's cases as plain builtins, for params."""
-    return [row_of(case) for case in cases_of(wildcards.batch)]
+    return [row_of(case) for case in MEMBERS.get(wildcards.batch, [])]
 
 
+@cache
 def code(script, *also):
     """Hash of a script and of all project code behind it: its change reruns the rule."""
     return provenance.code_hash(script, also)
 
 
+@cache
 def seed_of(*parts):
     """A seed of its own for each named thing, from the study's seed."""
     text = ":".join(str(part) for part in (config["seed"], *parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
+@cache
 def shipped(model):
     """Checksum of a shipped model, where the study uses it.
 
@@ -305,6 +308,13 @@ def configured(source):
     if stage == "localizer":
         return TRAINS
     return stage != "metrics" or bool(METHODS and GUIDANCES)
+
+
+onstart:
+    try:
+        check_writable(f"results/{RUN}")
+    except StorageError as error:
+        raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:

@@ -6,10 +6,10 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
-from xaiclip.errors import CaseError, ConfigError
+from xaiclip.errors import CaseError, ConfigError, StorageError
 from xaiclip.lease import leased_gpu
 
 #: Limits that libraries read when they are loaded.
@@ -33,7 +33,10 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
         os.environ[name] = str(snakemake.threads)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if snakemake.log:
-        handlers.append(logging.FileHandler(str(snakemake.log[0]), mode="w", encoding="utf-8"))
+        # where the disk is full, the log is lost and its words still reach stderr
+        logging.raiseExceptions = False
+        with suppress(OSError):
+            handlers.append(logging.FileHandler(str(snakemake.log[0]), mode="w", encoding="utf-8"))
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
@@ -47,7 +50,7 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
             if gpu:
                 log.info("GPU %s", gpu)
             yield log
-    except (CaseError, ConfigError) as error:
+    except (CaseError, ConfigError, StorageError) as error:
         log.error("%s", error)
         sys.exit(1)
     except Exception:

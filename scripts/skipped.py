@@ -4,22 +4,20 @@ from _job import job
 
 with job(snakemake) as log:
     import pandas as pd
+    import pyarrow.compute as pc
 
-    from xaiclip.data.slices import load_slices
     from xaiclip.errors import Skip
-    from xaiclip.files import atomic, load_arrays
-    from xaiclip.roi import load_rois
+    from xaiclip.files import atomic, load_meta
 
-    skips = []
-    for path in snakemake.input.slices:
-        skips += load_slices(path)[1]
-    for path in snakemake.input.roi:
-        skips += load_rois(path)[1]
-    for path in snakemake.input.segmentation:
-        skips += [Skip(**skip) for skip in load_arrays(path)[1]["skips"]]
-    rows = pd.read_parquet(snakemake.input.explanations)
+    inputs = snakemake.input
+    paths = (*inputs.slices, *inputs.roi, *inputs.segmentation)
+    skips = [Skip(**skip) for path in paths for skip in load_meta(path)["skips"]]
     # a row without a slice stands for a case that the slices' own skips tell of
-    rows = rows[rows["skipped"].notna() & rows["slice"].notna()]
+    rows = pd.read_parquet(
+        inputs.explanations,
+        columns=["case", "slice", "organ", "method", "guidance", "skipped"],
+        filters=pc.field("skipped").is_valid() & pc.field("slice").is_valid(),
+    )
     skips += [
         Skip(
             row.case,

@@ -5,10 +5,16 @@ from _job import job
 with job(snakemake):
     import pandas as pd
 
-    from xaiclip.report.tables import read_skips, table3, table3_variants, write
+    from xaiclip.report.tables import (
+        EXPLANATION_COLUMNS,
+        read_skips,
+        table3,
+        table3_variants,
+        write,
+    )
 
     cfg, out = snakemake.params.cfg, snakemake.output
-    rows = pd.read_parquet(snakemake.input.explanations)
+    rows = pd.read_parquet(snakemake.input.explanations, columns=EXPLANATION_COLUMNS)
     common = {
         "skips": read_skips(snakemake.input.skipped, cfg["cases"]),
         "seed": cfg["seed"],

@@ -1,4 +1,4 @@
-"""The two ways in which input can be wrong, and the record of what was left out."""
+"""What can be wrong with input and with the disk, and the record of what was left out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ class CaseError(ValueError):
     """One case (or slice, or organ) cannot be used: it is left out, the study goes on.
 
     The message is one sentence that names the file or the organ and the cure.
+    """
+
+
+class StorageError(OSError):
+    """A result cannot be written: the disk is full, or may not be written to.
+
+    The message is one sentence that names the file, and one with the cure.
     """
 
 

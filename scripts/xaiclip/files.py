@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,9 +15,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xaiclip.errors import ConfigError
+from xaiclip.errors import ConfigError, StorageError
 
+#: How the names of files begin that are being written; those that a killed job left, too.
+TEMPORARY = ".tmp-"
 _META = "__meta__"
+_FULL = (
+    "cannot be written: the disk is full, or your quota of it. Free some space and run again; "
+    "what is finished is kept."
+)
+_READ_ONLY = (
+    "cannot be written: its folder is read-only, or not yours. Make it writable, or run in "
+    "another one (snakemake --directory); what is finished is kept."
+)
+_STORAGE = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EROFS: _READ_ONLY,
+    errno.EACCES: _READ_ONLY,
+    errno.EFBIG: (
+        "cannot be written: it is larger than a file may be here (`ulimit -f`). Raise the limit "
+        "and run again; what is finished is kept."
+    ),
+}
 
 
 @contextmanager
@@ -25,21 +46,57 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary name keeps the suffixes of ``path``, for writers that choose a format by them.
     A reader therefore sees the old file or the whole new one, never a part.
+
+    Raises:
+        StorageError: the disk is full, or the folder may not be written to.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix="-" + path.name, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix="-" + path.name, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         # mkstemp makes private files; results are for the whole group, as the umask says
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
+    except Exception as error:
+        if sentence := _storage_sentence(error, path):
+            raise StorageError(sentence) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder that cannot be written to, or not be made.
+
+    Raises:
+        StorageError: what `atomic` would raise in it.
+    """
+    nearest = Path(folder).absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise StorageError(f"'{folder}' {_STORAGE[errno.EACCES]}")
+
+
+def _storage_sentence(error: BaseException | None, path: Path) -> str | None:
+    """What to tell people if an error, or one behind it, is of the disk that ``path`` is on."""
+    while error is not None:
+        # an error about another file, say an input, is not about the disk of this one
+        named = getattr(error, "filename", None)
+        if named is None or Path(str(named)).parent == path.parent:
+            for code, words in _STORAGE.items():
+                # some libraries pass on the system's words alone
+                if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
+                    return f"'{path}' {words}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -75,6 +132,12 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], 
         arrays = {name: stored[name] for name in stored.files if name != _META}
         meta = json.loads(stored[_META].tobytes().decode()) if _META in stored.files else None
     return arrays, meta
+
+
+def load_meta(path: str | os.PathLike[str]) -> Any:
+    """The ``meta`` alone of what `save_arrays` wrote; no array is read."""
+    with np.load(path, allow_pickle=False) as stored:
+        return json.loads(stored[_META].tobytes().decode())
 
 
 def digest(path: str | os.PathLike[str], kind: str) -> str:

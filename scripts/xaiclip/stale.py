@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from xaiclip.files import TEMPORARY
+
 #: What a wildcard may stand for, where not any part of a path.
 _FORMS = {
     "method": "[a-z]+",
@@ -30,12 +32,16 @@ def stale_files(
         configured: the values that each wildcard still has; one without may be anything.
 
     Returns:
-        Their paths, sorted. A file that is like no pattern is somebody else's and is not listed.
+        Their paths, sorted, and what killed jobs were writing. A file that is like no pattern is
+        somebody else's and is not listed.
     """
     patterns = [_pattern(text) for text in written]
     found = []
     for path in sorted(Path(folder).rglob("*")):
         if not path.is_file():
+            continue
+        if path.name.startswith(TEMPORARY):
+            found.append(str(path))
             continue
         name = path.relative_to(folder).as_posix()
         matches = [match for pattern in patterns if (match := pattern.fullmatch(name))]

@@ -33,7 +33,7 @@ _METHODS = {"occlusion": "occlusion", "lime": "LIME", "rise": "RISE"}
 
 def comparison(sources: Sources, settings: Settings) -> Figure:
     """Dice, IoU, operations and time of each method: means over cases, intervals, cases."""
-    rows = _explained(sources)
+    rows = _explained(sources, [column for column, _ in _BARS])
     methods = sorted(rows["method"].unique(), key=[*_METHODS, *rows["method"]].index)
     guidances = [name for name in style.GUIDANCES if (rows["guidance"] == name).any()]
     figure = style.new_figure("Explanations without and with guidance", 5.2)
@@ -59,7 +59,13 @@ def comparison(sources: Sources, settings: Settings) -> Figure:
 
 def lime_distributions(sources: Sources, settings: Settings) -> Figure:
     """Localization Dice and IoU of LIME over cases and organs, without and with guidance."""
-    rows = _explained(sources)
+    names = [
+        f"localization_{measure}_{target}"
+        for measure, _ in _DISTRIBUTIONS
+        for target, _ in _TARGETS
+    ]
+    chance = [f"localization_dice_{target}_chance" for target, _ in _TARGETS]
+    rows = _explained(sources, [*names, *chance])
     rows = rows[(rows["method"] == "lime") & rows["guidance"].isin(["full", "roi"])]
     if rows.empty:
         raise CaseError("No organ is explained by LIME.")
@@ -139,9 +145,14 @@ _TRAINED = {
 }
 
 
-def _explained(sources: Sources) -> pd.DataFrame:
+def _explained(sources: Sources, columns: Sequence[str]) -> pd.DataFrame:
     """Primary rows that hold values; ``guidance`` tells the ROI's source, too."""
-    rows = pd.read_parquet(sources["metrics"])
+    names = ["case", "slice", "organ", "method", "guidance", "roi_source", "device"]
+    rows = pd.read_parquet(
+        sources["metrics"],
+        columns=[*names, "primary", "skipped", *columns],
+        filters=[("primary", "==", True)],
+    )
     rows = rows[rows["skipped"].isna() & rows["primary"].eq(True)]
     if rows.empty:
         raise CaseError("No organ of any case is explained: see skipped.tsv for the reasons.")

@@ -52,6 +52,7 @@ def write(table: Table, tidy: str | os.PathLike[str], markdown: str | os.PathLik
 
 def read_skips(path: str | os.PathLike[str], cases: Sequence[str]) -> list[Skip]:
     """What ``skipped.tsv`` says of ``cases``."""
+    chosen = set(cases)
     with open(path, encoding="utf-8", newline="") as stream:
         return [
             Skip(
@@ -62,7 +63,7 @@ def read_skips(path: str | os.PathLike[str], cases: Sequence[str]) -> list[Skip]
                 organ=row["organ"] or None,
             )
             for row in csv.DictReader(stream, delimiter="\t")
-            if row["case"] in cases
+            if row["case"] in chosen
         ]
 
 
@@ -196,6 +197,22 @@ _MACHINES = (
 )
 
 
+# --- columns that are read -----------------------------------------------------------------------
+
+_EXPLANATION = ("case", "slice", "organ", "method", "guidance", "roi_source")
+
+#: Of the metric files; a study of thousands of cases has tens of columns that no table shows.
+LOCALIZER_COLUMNS = ["case", "slice", "class", "variant", "dice", "auc_roc", "skipped"]
+SEGMENTER_COLUMNS = [
+    *("case", "slice", "organ", "prompt", "modality", "skipped"),
+    *(measure.name for measure in _SEGMENTER),
+]
+EXPLANATION_COLUMNS = [
+    *(*_EXPLANATION, "variant", "value", "primary", "shared_by", "skipped"),
+    *dict.fromkeys(measure.name for measure in (*_QUALITY, *_COST, *_VARIANTS)),
+]
+
+
 # --- Table II ------------------------------------------------------------------------------------
 
 
@@ -211,7 +228,7 @@ def table2(
     """How well the localizer finds each class, with and without the text.
 
     Args:
-        localizer: ``localizer.parquet`` of the test cases.
+        localizer: `LOCALIZER_COLUMNS` of ``localizer.parquet``, of the test cases.
         pooled: AUC-ROC over the pixels of all cases, by variant ("text", "no_text") and class.
         skips: what was left out before the localizer, of the cases that this table is about.
     """
@@ -302,7 +319,7 @@ def segmenter_table(
     """How well the segmenter does with the reference's boxes and with the ROI's, by modality.
 
     Args:
-        segmenter: ``segmenter.parquet``.
+        segmenter: `SEGMENTER_COLUMNS` of ``segmenter.parquet``.
         skips: what was left out before the segmenter, of the cases that this table is about.
     """
     settings = Bootstrap(seed, resamples, confidence)
@@ -351,9 +368,6 @@ def segmenter_table(
 # --- Table III -----------------------------------------------------------------------------------
 
 
-_EXPLANATION = ("case", "slice", "organ", "method", "guidance", "roi_source")
-
-
 def table3(
     explanations: pd.DataFrame,
     *,
@@ -365,7 +379,7 @@ def table3(
     """Quality and cost of each method under both guidances; primary variants only.
 
     Args:
-        explanations: ``explanations.parquet``.
+        explanations: `EXPLANATION_COLUMNS` of ``explanations.parquet``.
         skips: what was left out before the explanations, of the cases that this table is about.
     """
     settings = Bootstrap(seed, resamples, confidence)
