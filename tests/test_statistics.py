@@ -7,10 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from xaiclip.evaluate.statistics import Bootstrap, bootstrap_mean, case_means, compare, wilcoxon_p
+from xaiclip.evaluate.statistics import (
+    Bootstrap,
+    _counts,
+    bootstrap_mean,
+    case_means,
+    compare,
+    wilcoxon_p,
+)
 
 
-def test_bootstrap_equals_scipy() -> None:
+@pytest.mark.parametrize("block", [10, 2_000_000])
+def test_bootstrap_equals_scipy(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xaiclip.evaluate.statistics._BLOCK", block)
+    _counts.cache_clear()
     data = np.random.default_rng(3).normal(0.7, 0.1, 12)
     ours = bootstrap_mean(data, Bootstrap(seed=5, resamples=2000, confidence=0.9))
     theirs = stats.bootstrap(

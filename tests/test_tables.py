@@ -139,9 +139,7 @@ def test_unknown_columns_are_refused_and_leave_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 40, 10**6], ids=["a case", "some cases", "all"])
-def test_concat_is_sorted_whatever_the_batches(
-    tmp_path: Path, monkeypatch: Any, most: int
-) -> None:
+def test_concat_is_sorted_whatever_the_batches(tmp_path: Path, monkeypatch: Any, most: int) -> None:
     for name, value in {"_ROW_GROUP": 7, "_RANGE": most, "_DEALT": 30}.items():
         monkeypatch.setattr(f"xaiclip.evaluate.schema.{name}", value)
     rows = [*explanation_rows(4), {"case": "case9", "skipped": "no organ"}]

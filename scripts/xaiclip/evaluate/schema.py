@@ -148,7 +148,9 @@ def _ranges(paths: Sequence[str], schema: pa.Schema) -> list[str]:
     counts: Counter[str] = Counter()
     for path in paths:
         with pq.ParquetFile(path) as file:
-            counts.update(file.read(columns=["case"])["case"].drop_null().to_pylist())
+            counts.update(
+                file.read(columns=["case"], use_threads=False)["case"].drop_null().to_pylist()
+            )
     held = 0
     for case in sorted(counts):
         if held and held + counts[case] > _RANGE:
@@ -165,7 +167,7 @@ def _gathered(paths: Sequence[str]) -> Iterator[pa.Table]:
     for path in paths:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
-                waiting.append(file.read_row_group(group))
+                waiting.append(file.read_row_group(group, use_threads=False))
                 held += waiting[-1].num_rows
                 if held >= _DEALT:
                     yield pa.concat_tables(waiting)
