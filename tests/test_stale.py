@@ -39,6 +39,7 @@ STALE = [
     "maps/test_ct_007/liver_lime_roi.nii.gz",
     "maps/.written/rise_roi_test-0.txt",
     "figures/figure04_rise.png",
+    "scores/lime/roi/.tmp-a1b2c3-test-0.npz",  # what a killed job was writing
 ]
 
 
