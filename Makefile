@@ -9,8 +9,8 @@ VENV ?= .venv
 SLURM ?= 0
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types workflow-lint unit report savings sampling verify soak compact benchmark docs \
-  lock clean
+.PHONY: demo test check lint types workflow-lint unit report savings sampling verify soak soak-part scale compact \
+  benchmark docs lock clean
 
 demo: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES)
@@ -55,10 +55,19 @@ RUN ?= demo
 verify: $(VENV)/.run
 	PYTHONPATH=scripts $(BIN)/python scripts/verify.py results/$(RUN)
 
-# The long versions of short tests: every key of the rerun matrix, 570 bad inputs; results/soak/soak.json
+# The long versions of short tests: every key of the rerun matrix; 50 kills, 570 bad inputs, and with SLURM=1 the
+# real SLURM, in results/soak/soak.json. One part alone: make soak-part PART="--only kills --kills 10"
 soak: $(VENV)/.dev
 	SOAK=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/test_reruns.py
-	PYTHONPATH=scripts:tests $(BIN)/python tests/soak.py results/soak/soak.json
+	$(MAKE) --no-print-directory soak-part
+
+PART ?=
+soak-part: $(VENV)/.dev
+	TEST_SLURM=$(SLURM) PYTHONPATH=scripts:tests $(BIN)/python tests/soak.py results/soak/soak.json $(PART)
+
+# How the workflow grows to 10,000 cases: results/scale/scale.csv (docs/scale.md); after `make demo`
+scale: $(VENV)/.run
+	PYTHONPATH=scripts $(BIN)/python benchmarks/scale.py
 
 # Train the shipped compact models again from nothing (hours on two cores)
 compact: $(VENV)/.run

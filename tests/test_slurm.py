@@ -135,8 +135,10 @@ def runs(cluster, tmp_path_factory):
     }
 
 
-def test_every_job_succeeds_with_what_its_rule_declares(runs):
+def test_every_job_succeeds_with_what_its_rule_declares(runs, record_property):
     jobs = runs["jobs"]["study"].set_index("Name")
+    record_property("slurm_jobs", len(jobs))
+    record_property("slurm_failed", int((jobs.State != "COMPLETED").sum()))
     assert set(jobs.State) == {"COMPLETED"}
     assert set(jobs.Account) == {"study"}
     # CPUs (rules ask for 8, the test grants 2), GPUs, memory and minutes; a group's runtimes add up
