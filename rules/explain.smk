@@ -14,6 +14,8 @@ rule score:
         "results/{run}/logs/score/{method}_{guidance}_{batch}.log",
     benchmark:
         "results/{run}/benchmarks/score/{method}_{guidance}_{batch}.tsv"
+    # what follows is done meanwhile, or side by side in the end
+    priority: 10
     conda:
         "../envs/torch.yaml"
     threads: 8

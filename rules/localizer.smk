@@ -23,6 +23,8 @@ if TRAINS:
             "results/{run}/logs/train_localizer/{variant}.log",
         benchmark:
             "results/{run}/benchmarks/train_localizer/{variant}.tsv"
+        # the rest waits for it
+        priority: 20
         conda:
             "../envs/torch.yaml"
         threads: 8

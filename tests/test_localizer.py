@@ -15,6 +15,7 @@ from test_backbone import TOKENIZER, small_clip, write_folder
 from xaiclip.errors import ConfigError
 from xaiclip.localizer.backbone import Backbone, BackboneSettings, load_backbone
 from xaiclip.localizer.model import (
+    POSITIONS,
     Localizer,
     LocalizerSettings,
     load_localizer,
@@ -106,6 +107,25 @@ def test_predict_gives_probabilities_whatever_the_batch() -> None:
     assert found.dtype == np.float32
     assert np.allclose(found.sum(1), 1, atol=1e-5)
     assert np.allclose(found, predict(localizer, images, batch_size=1), atol=1e-5)
+
+
+def test_predict_is_the_mean_over_positions_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    localizer = Localizer(backbone(), CLASSES, SMALL)
+    images = discs(3)[0]
+    # whatever does not hang on the position, the mean leaves as it is, at the borders too
+    monkeypatch.setattr(
+        localizer, "forward", lambda x: torch.stack([x.float() / 255, 0.0 * x, 0.0 * x], dim=1)
+    )
+    plain = localizer.forward(torch.from_numpy(images)).softmax(1).numpy()
+    assert np.allclose(predict(localizer, images), plain, atol=1e-6)
+    seen = []
+    monkeypatch.setattr(
+        localizer, "forward", lambda x: seen.append(x) or torch.zeros(len(x), 3, 224, 224)
+    )
+    predict(localizer, images)
+    assert len(seen) == POSITIONS
+    half = 224 // localizer.backbone.grid // 2
+    assert torch.equal(seen[-1][:, half:, half:], torch.from_numpy(images)[:, :-half, :-half])
 
 
 # ------------------------------------------------------------------------------------- the loss

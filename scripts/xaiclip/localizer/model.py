@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -46,7 +47,8 @@ DEFAULTS = LocalizerSettings()
 
 
 class MapMaker(nn.Module):
-    """A U-Net on the token grid, then learned upsampling by eight, then bilinear to 224.
+    """A U-Net on the token grid, then learned upsampling by eight; what the blocks say of a patch
+    is mixed first.
 
     A patch's channels hold what is inside it. Beside the U-Net, 1×1 convolutions unfold them
     directly to two and four times the grid, as a U-Net's skip connections would bring the detail.
@@ -54,9 +56,10 @@ class MapMaker(nn.Module):
 
     def __init__(self, in_channels: int, classes: int, width: int) -> None:
         super().__init__()
+        self.mix = nn.Conv2d(in_channels, 2 * width, 1)
         self.unet = UNet(
             spatial_dims=2,
-            in_channels=in_channels,
+            in_channels=2 * width,
             out_channels=width,
             channels=(width, width * 3 // 2, width * 2),
             strides=(2, 2),
@@ -66,7 +69,7 @@ class MapMaker(nn.Module):
         self.skips, self.ups, self.mixes = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         wide = width
         for factor, narrow, detail in ((2, width * 3 // 4, 16), (4, width * 3 // 8, 16)):
-            skip = nn.Conv2d(in_channels, detail * factor**2, 1)
+            skip = nn.Conv2d(2 * width, detail * factor**2, 1)
             self.skips.append(nn.Sequential(skip, nn.PixelShuffle(factor)))
             self.ups.append(nn.ConvTranspose2d(wide, narrow, 2, stride=2))
             self.mixes.append(Convolution(2, narrow + detail, narrow, norm=_NORM, act="relu"))
@@ -75,6 +78,7 @@ class MapMaker(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, g, g) → (B, classes, 8g, 8g)."""
+        x = self.mix(x)
         found = self.unet(x)
         for skip, up, mix in zip(self.skips, self.ups, self.mixes, strict=True):
             found = mix(torch.cat([up(found), skip(x)], dim=1))
@@ -152,9 +156,16 @@ def full_size(logits: Tensor) -> Tensor:
     return F.interpolate(logits, (SIZE, SIZE), mode="bilinear")
 
 
+#: Forwards that `predict` takes for a slice.
+POSITIONS = 4
+
+
 @torch.inference_mode()
 def predict(localizer: Localizer, images: NDArray, batch_size: int = 16) -> NDArray:
     """Probability maps of preprocessed slices.
+
+    The mean over four positions of the patch grid, half a patch apart: a patch's borders lie
+    elsewhere on the organ each time, so the mean is finer than the grid.
 
     Args:
         localizer: trained.
@@ -171,7 +182,15 @@ def predict(localizer: Localizer, images: NDArray, batch_size: int = 16) -> NDAr
         found: Tensor = localizer(part.to(device)).softmax(1).float().cpu()
         return found
 
-    return torch.cat(in_batches(maps, torch.from_numpy(images), batch_size)).numpy()
+    pixels = torch.from_numpy(images)
+    total = torch.zeros(len(images), len(localizer.classes), SIZE, SIZE)
+    times = torch.zeros(SIZE, SIZE)
+    for down, right in product((0, SIZE // localizer.backbone.grid // 2), repeat=2):
+        moved = F.pad(pixels, (right, 0, down, 0))[:, :SIZE, :SIZE]
+        found = torch.cat(in_batches(maps, moved, batch_size))
+        total[..., : SIZE - down, : SIZE - right] += found[..., down:, right:]
+        times[: SIZE - down, : SIZE - right] += 1
+    return (total / times).numpy()
 
 
 def save_localizer(path: Path, localizer: Localizer) -> None:
