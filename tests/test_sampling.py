@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from explain_fakes import FakeSegmenter, context, picture, table
 from xaiclip.errors import CaseError
@@ -91,11 +93,44 @@ def test_flat_scores_are_no_obstacle():
 def test_surface_meets_what_it_saw_and_is_sure_of_it():
     places = np.stack(np.meshgrid(np.arange(6), np.arange(6)), -1).reshape(-1, 2).astype(float)
     values = np.sin(places[:, 0]) + np.cos(places[:, 1] / 2)
-    guess = surface(places, values, np.concatenate([places, [[2.5, 2.5], [30.0, 30.0]]]))
-    np.testing.assert_allclose(guess.values[:36], values, atol=0.1)
+    everywhere = np.concatenate([places, [[2.5, 2.5], [30.0, 30.0]]])
+    guess = surface(everywhere, np.arange(36), values)
+    np.testing.assert_array_equal(guess.values[:36], values)
     assert guess.values[36] == pytest.approx(np.sin(2.5) + np.cos(1.25), abs=0.2)
     spread = guess.covariance.diagonal()
-    assert spread[:36].max() < spread[36:].max() / 4
+    assert (spread[:36] == 0).all()
+    assert 0 < spread[36] < spread[37] / 4
+    assert np.linalg.eigvalsh(guess.covariance).min() > -1e-9
+
+
+def test_surface_is_scikit_learns():
+    """The same kernel in scikit-learn's regression, on values that asinh leaves nearly alone."""
+    rng = np.random.default_rng(0)
+    places = rng.random((60, 2)) * 8
+    values = 1e-3 * np.sin(places[:, 0]) * np.cos(places[:, 1])
+    values[0] = 1e9  # seen through asinh like all others
+    measured = np.arange(40)
+    guess = surface(places, measured, values[measured])
+    centre = np.median(values[measured])
+    scale = 4 * np.median(np.abs(values[measured] - centre))
+    moved = np.arcsinh((values[measured] - centre) / scale)
+    fits = []
+    for length in (1.0, 1.5, 2.2, 3.3, 5.0):
+        for nugget in (0.01, 0.05, 0.2):
+            kernel = Matern(length, nu=1.5) + WhiteKernel(nugget)
+            inverse = np.linalg.inv(kernel(places[measured]))
+            mean = inverse.sum(0) @ moved / inverse.sum()
+            variance = (moved - mean) @ inverse @ (moved - mean) / 40
+            whole = ConstantKernel(variance) * kernel
+            fit = GaussianProcessRegressor(whole, optimizer=None, alpha=0)
+            fit.fit(places[measured], moved - mean)
+            fits.append((fit.log_marginal_likelihood_value_, mean, fit))
+    _, mean, fit = max(fits, key=lambda one: one[0])
+    expected, covariance = fit.predict(places[40:], return_cov=True)
+    np.testing.assert_allclose(
+        guess.values[40:], centre + scale * np.sinh(mean + expected), rtol=1e-6
+    )
+    np.testing.assert_allclose(guess.covariance[40:, 40:], covariance, rtol=1e-6, atol=1e-12)
 
 
 # --- the runner ----------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from xaiclip.errors import CaseError
 from xaiclip.evaluate.explanation import rank_correlation, top_fraction
 from xaiclip.evaluate.overlap import iou
 from xaiclip.explain import method, refine
+from xaiclip.explain.occlusion import TOP
 from xaiclip.explain.plan import Plan
 from xaiclip.explain.runner import attribute_slice
 from xaiclip.explain.store import SliceScores
 
-TOP = 0.2
 KEYS = ("method", "guidance", "variant", "value", "plan")
 COLUMNS = ("forwards", "forwards_full", "saved", "top20_iou", "rank_correlation", "standard_error")
 

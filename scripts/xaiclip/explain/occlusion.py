@@ -1,10 +1,9 @@
 """Occlusion sensitivity: hide one window at a time; all windows, or coarse to fine.
 
 Coarse to fine, a part of the same windows is hidden: first those that tile the image, then, round
-by round, those of which it is least certain whether they belong to the highest fifth of some
-organ's map. The scores of the others are guessed from their neighbours (`surface`). Every
-forward is one of the full plan's, so a budget of 1 is the full plan, and a full table can be
-replayed at any budget.
+by round, those that tell most about which pixels belong to the highest fifth of the organs' maps.
+The scores of the others are guessed from their neighbours (`surface`). Every forward is one of the
+full plan's, so a budget of 1 is the full plan, and a full table can be replayed at any budget.
 """
 
 from __future__ import annotations
@@ -20,12 +19,13 @@ from xaiclip.errors import CaseError
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.explain.engine import ScoreTable
 from xaiclip.explain.plan import Context, Plan, WindowPlan
-from xaiclip.explain.surface import surface
+from xaiclip.explain.surface import Surface, surface
 
 WINDOWS = "windows"
 TOP = 0.2  # the share of a map that the refinement looks for
 ROUNDS = 4
 REACH = 4.0  # strides between a window that misses the organ and the one that covers most of it
+_KNOWN = 1e-9  # share of the largest variance: below it, rounding
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ def plans(context: Context) -> dict[str, Plan]:
 def refine(
     plans: Mapping[str, Plan], tables: Mapping[str, ScoreTable], context: Context
 ) -> dict[str, Plan]:
-    """The windows of the next round: where the top fifth of an organ's map is least certain.
+    """The windows of the next round: where the highest fifth of the maps is least certain.
 
     Each round takes an equal part of what the budget leaves. A window's worth is the chance that
-    it lies on the other side of the organ's cut than guessed, added up over the organs (the
-    straddle idea of Bryan et al. 2005); within a round, a window that is taken makes its
-    neighbours more certain.
+    a pixel lies on the other side of the map's cut than guessed (the straddle idea of Bryan et
+    al. 2005), times how closely pixel and window go together, over all pixels and organs; within
+    a round, a window that is taken makes what goes with it more certain.
     """
     settings = Settings(**context.settings)
     every = _every_window(settings, context)
@@ -67,32 +67,67 @@ def refine(
     table = tables[WINDOWS]
     places = _places(every, settings, context)
     drop = (table.baseline_of(context.explained) - table.of(context.explained))[..., 0]
-    far, covariances, members = [], [], every.members.T
-    for o, own in enumerate(members):
+    covers, areas = _cells(every)
+    doubts = []
+    for o, own in enumerate(every.members.T):
         mine = own[made]
-        guess = surface(places[o, made[mine]], drop[mine, o], places[o])
-        # measured ones included: the cut is the whole map's
-        known = guess.mean.copy()
-        known[made[mine]] = np.arcsinh((drop[mine, o] - guess.centre) / guess.scale)
-        far.append(np.abs(known - np.quantile(known[own], 1 - TOP)))
-        covariances.append(guess.covariance)
+        guess = surface(places[o], made[mine], drop[mine, o])
+        doubts.append(_Doubt(guess, covers * own, areas))
     done = max(0, len(made) - len(_coarse(every, settings)))
     size = -(-(left + done) // ROUNDS)
     free = np.ones(len(every.windows), bool)
     free[made] = False
     chosen: list[int] = []
     for _ in range(min(size, left)):
-        doubt = np.zeros(len(free))
-        for own, distance, covariance in zip(members, far, covariances, strict=True):
-            spread = np.sqrt(covariance.diagonal().clip(1e-12))
-            doubt += own * ndtr(-distance / spread)
-        best = int(np.argmax(np.where(free, doubt, -1)))
+        worth = np.sum([doubt.worth() for doubt in doubts], axis=0)
+        best = int(np.argmax(np.where(free, worth, -1)))
         chosen.append(best)
         free[best] = False
-        for covariance in covariances:
-            column = covariance[:, best].copy()
-            covariance -= np.outer(column, column) / max(column[best], 1e-12)
+        for doubt in doubts:
+            doubt.take(best)
     return {WINDOWS: every.take(np.array(chosen))}
+
+
+class _Doubt:
+    """On which side of the cut the C cells of an organ's map lie, given what N windows show.
+
+    Args:
+        guess: the windows' drops.
+        covers: (C, N), which cells a window of the organ covers.
+        areas: (C,) of the cells.
+    """
+
+    def __init__(
+        self, guess: Surface, covers: NDArray[np.bool_], areas: NDArray[np.float64]
+    ) -> None:
+        covers, areas = covers[covers.any(1)], areas[covers.any(1)]
+        share = covers / covers.sum(1, keepdims=True)
+        heat = share @ guess.values
+        cut = np.quantile(heat, 1 - TOP, weights=areas, method="inverted_cdf")
+        self._far, self._areas = np.abs(heat - cut), areas / areas.sum()
+        # to first order, a cell is linear in the transformed drops
+        weights = share * guess.slope
+        self._windows = guess.covariance
+        self._both = weights @ guess.covariance
+        self._cells = (self._both * weights).sum(1)
+
+    def worth(self) -> NDArray[np.float64]:
+        """Of each window: (N,)."""
+        cells, windows = (
+            np.sqrt(np.where(variance > _KNOWN * variance.max(), variance, np.inf))
+            for variance in (self._cells, self._windows.diagonal())
+        )
+        wrong = np.where(np.isfinite(cells), ndtr(-self._far / cells), 0)
+        return np.asarray((self._areas * wrong / cells) @ np.abs(self._both) / windows)
+
+    def take(self, window: int) -> None:
+        """Make a window known."""
+        column, own = self._windows[:, window].copy(), self._windows[window, window]
+        if own > 0:
+            both = self._both[:, window].copy()
+            self._cells = self._cells - both**2 / own
+            self._both = self._both - np.outer(both, column / own)
+            self._windows = self._windows - np.outer(column, column / own)
 
 
 def aggregate(
@@ -172,6 +207,18 @@ def _places(every: WindowPlan, settings: Settings, context: Context) -> NDArray[
     return np.stack([np.column_stack([corners, REACH * own]) for own in share])
 
 
+def _cells(every: WindowPlan) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """The parts of the grid between the windows' edges: who covers them (C, N), and areas (C,)."""
+    sides, covered = [], []
+    for low, high in (every.windows.T[1::2], every.windows.T[0::2]):
+        edges = np.unique([low, high])
+        sides.append(np.diff(edges))
+        covered.append((edges[:-1, None] >= low) & (edges[1:, None] <= high))
+    rows, columns = covered
+    covers = (rows[:, None] & columns[None]).reshape(-1, every.n_forwards)
+    return covers, np.outer(*sides).ravel().astype(float)
+
+
 def _rows(every: WindowPlan, plan: Plan) -> NDArray[np.intp]:
     """Where a plan's windows stand among all."""
     at = {key: row for row, key in enumerate(every.signatures())}
@@ -192,7 +239,6 @@ def _completed(
         mine = own[made]
         for v in range(drop.shape[2]):
             if guessed.any():
-                guess = surface(places[o, made[mine]], drop[mine, o, v], places[o, guessed])
-                whole[guessed, o, v] = guess.values
+                whole[:, o, v] = surface(places[o], made[mine], drop[mine, o, v]).values
     whole[made] = drop
     return every, whole
