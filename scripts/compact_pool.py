@@ -2,7 +2,8 @@
 
 from _job import job
 
-with job(snakemake):
-    from xaiclip.data.pool import build_pool
+if __name__ == "__main__":  # the processes that draw them import this file, too
+    with job(snakemake):
+        from xaiclip.data.pool import build_pool
 
-    build_pool(snakemake.output[0], **snakemake.params.cfg, workers=snakemake.threads)
+        build_pool(snakemake.output[0], **snakemake.params.cfg, workers=snakemake.threads)

@@ -326,3 +326,10 @@ def test_cases_per_job_sets_the_number_of_batches(batched, cases_per_job, most):
         snakemake(batched.directory, *fewer, "--", *slices)
         again = batched.write(cases, cases_per_job=4)
         assert len(batched.plan(*again, "--", *slices)) == 1
+
+
+def test_the_compact_models_phantoms_are_drawn_by_several_processes(tmp_path):
+    path = tmp_path / "pool.yaml"
+    path.write_text(yaml.safe_dump({"compact": {"pool": {"volumes": 2}}}))
+    snakemake(tmp_path, "--configfile", str(path), "--", "results/compact/pool")
+    assert len(list((tmp_path / "results/compact/pool").glob("*.npz"))) == 2
