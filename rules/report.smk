@@ -24,7 +24,6 @@ rule table_savings:
         "results/{run}/logs/tables/savings.log",
     conda:
         "../envs/torch.yaml"
-    threads: 2
     resources:
         mem_mb=3000,
         runtime=120,

@@ -18,7 +18,7 @@ from xaiclip.verify import GIVEN, checked_sums, compared
 ROOT = Path(__file__).parents[1]
 RULES = (
     *("slices", "preprocess", "roi", "attribute", "evaluate_localizer", "evaluate_segmenter"),
-    *("metrics", "skipped", "table2", "table_segmenter", "table3"),
+    *("metrics", "skipped", "table2", "table_segmenter", "table3", "table_savings"),
 )
 TABLES = ("table2", "segmenter", "table3")
 
@@ -42,7 +42,8 @@ def remade(folder, again, config):
             _link(source, again / name)
     overlay = again / "config.json"
     overlay.write_text(json.dumps({**config, "run": again.name}), encoding="utf-8")
-    targets = [f"results/{again.name}/tables/{name}.csv" for name in TABLES]
+    names = [*TABLES, *(["savings"] if (folder / "tables" / "savings.csv").exists() else [])]
+    targets = [f"results/{again.name}/tables/{name}.csv" for name in names]
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", ROOT / "Snakefile"]
     command += ["--configfile", overlay, "--cores", str(os.cpu_count()), "--nolock"]
     command += ["--rerun-triggers", "mtime", "--allowed-rules", *RULES]
