@@ -19,7 +19,11 @@ def rules():
     found = {}
     for path in sorted((ROOT / "rules").glob("*.smk")):
         text = path.read_text(encoding="utf-8")
-        for name, body in re.findall(r"^ *rule (\w+):\n(.*?)^ *script:", text, re.S | re.M):
+        # in turn: what stands before the first rule, then each rule's name and body
+        _, *parts = re.split(r"^ *rule (\w+):\n", text, flags=re.M)
+        for name, body in zip(parts[::2], parts[1::2], strict=True):
+            if not re.search(r"^ *script:", body, re.M):  # a name for targets
+                continue
             asked = {}
             for key in ("mem_mb", "runtime"):
                 times, value = re.search(rf"{key}=(lambda.*?: )?(\d+)", body).groups()
