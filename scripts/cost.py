@@ -12,7 +12,7 @@ with job(snakemake) as log:
     from xaiclip.evaluate.cost import measure, segmenter_cost
     from xaiclip.files import write_json
     from xaiclip.localizer.backbone import BackboneSettings
-    from xaiclip.localizer.model import POSITIONS, SIZE, load_localizer
+    from xaiclip.localizer.model import SHIFTS, SIZE, load_localizer
     from xaiclip.segmenters.base import Prompts
     from xaiclip.segmenters.loading import load_segmenter
 
@@ -26,7 +26,7 @@ with job(snakemake) as log:
     forward = segmenter_cost(segmenter, Prompts(organs, boxes))
     backbone = BackboneSettings(cfg["backbone"], cfg["pretrained"])
     localizer = load_localizer(Path(snakemake.input.localizer[0]), backbone)
-    slice_ = torch.zeros((POSITIONS, SIZE, SIZE), dtype=torch.uint8)
+    slice_ = torch.zeros((len(SHIFTS), SIZE, SIZE), dtype=torch.uint8)
     cost = {
         "encode": asdict(forward.encode),
         "decode": asdict(forward.decode),

@@ -15,7 +15,7 @@ from test_backbone import TOKENIZER, small_clip, write_folder
 from xaiclip.errors import ConfigError
 from xaiclip.localizer.backbone import Backbone, BackboneSettings, load_backbone
 from xaiclip.localizer.model import (
-    POSITIONS,
+    SHIFTS,
     Localizer,
     LocalizerSettings,
     load_localizer,
@@ -123,7 +123,7 @@ def test_predict_is_the_mean_over_positions_of_the_grid(monkeypatch: pytest.Monk
         localizer, "forward", lambda x: seen.append(x) or torch.zeros(len(x), 3, 224, 224)
     )
     predict(localizer, images)
-    assert len(seen) == POSITIONS
+    assert len(seen) == len(SHIFTS) == 4
     half = 224 // localizer.backbone.grid // 2
     assert torch.equal(seen[-1][:, half:, half:], torch.from_numpy(images)[:, :-half, :-half])
 

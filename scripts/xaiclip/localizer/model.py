@@ -156,16 +156,16 @@ def full_size(logits: Tensor) -> Tensor:
     return F.interpolate(logits, (SIZE, SIZE), mode="bilinear")
 
 
-#: Forwards that `predict` takes for a slice.
-POSITIONS = 4
+#: By how much `predict` moves the slice on the patch grid, down and right, in patches.
+SHIFTS = tuple(product((0.0, 0.5), repeat=2))
 
 
 @torch.inference_mode()
 def predict(localizer: Localizer, images: NDArray, batch_size: int = 16) -> NDArray:
     """Probability maps of preprocessed slices.
 
-    The mean over four positions of the patch grid, half a patch apart: a patch's borders lie
-    elsewhere on the organ each time, so the mean is finer than the grid.
+    The mean over `SHIFTS`, one forward each: a patch's borders lie elsewhere on the organ each
+    time, so the mean is finer than the grid.
 
     Args:
         localizer: trained.
@@ -185,7 +185,8 @@ def predict(localizer: Localizer, images: NDArray, batch_size: int = 16) -> NDAr
     pixels = torch.from_numpy(images)
     total = torch.zeros(len(images), len(localizer.classes), SIZE, SIZE)
     times = torch.zeros(SIZE, SIZE)
-    for down, right in product((0, SIZE // localizer.backbone.grid // 2), repeat=2):
+    for shift in SHIFTS:
+        down, right = (int(part * SIZE / localizer.backbone.grid) for part in shift)
         moved = F.pad(pixels, (right, 0, down, 0))[:, :SIZE, :SIZE]
         found = torch.cat(in_batches(maps, moved, batch_size))
         total[..., : SIZE - down, : SIZE - right] += found[..., down:, right:]
