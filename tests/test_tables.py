@@ -22,6 +22,7 @@ from xaiclip.report.tables import (
     PAPER_TABLE2,
     PAPER_TABLE3,
     Table,
+    pipe_table,
     read_skips,
     segmenter_table,
     table2,
@@ -397,3 +398,8 @@ def test_segmenter_table_keeps_modalities_and_boxes_apart() -> None:
     assert "| MR " in table.markdown
     empty = segmenter_table(pd.DataFrame(rows).assign(skipped="no label"), **FEW)
     assert "12 rows" in empty.markdown or "no label" in empty.markdown
+
+
+def test_a_frame_as_a_table():
+    frame = pd.DataFrame({"plan": ["a", "b"], "error": [0.123456, float("nan")]})
+    assert pipe_table(frame).splitlines()[2:] == ["| a    | 0.1235 |", "| b    |      — |"]

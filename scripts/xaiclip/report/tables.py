@@ -618,10 +618,13 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def pipe_table(frame: pd.DataFrame) -> str:
-    """A frame as a Markdown table; its columns of text come first."""
+    """A frame as a Markdown table; its columns of text come first, missing numbers are dashes."""
     names = sum(not pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes)
     rows = [
-        [value if isinstance(value, str) else f"{value:.4g}" for value in row]
+        [
+            value if isinstance(value, str) else _EMPTY if pd.isna(value) else f"{value:.4g}"
+            for value in row
+        ]
         for row in frame.itertuples(index=False, name=None)
     ]
     return _pipe(list(frame.columns), rows, names) + "\n"
