@@ -7,8 +7,11 @@ looped over the organs; where it can take several (``, all organs at once``), it
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import distribution
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -167,6 +170,9 @@ def monai(bench: Bench) -> object:
 
 def xaitk(bench: Bench) -> object:
     """xaitk-saliency's sliding windows, the organs being its labels; its grid has 256 windows."""
+    # 0.7, the last release that takes NumPy 2, asks pkg_resources, which setuptools 82 dropped,
+    # for its own version
+    sys.modules.setdefault("pkg_resources", SimpleNamespace(get_distribution=distribution))
     from smqtk_classifier import ClassifyImage
     from xaitk_saliency.impls.gen_image_classifier_blackbox_sal.slidingwindow import (
         SlidingWindowStack,
