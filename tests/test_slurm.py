@@ -1,7 +1,7 @@
 """The whole study through a real SLURM: sbatch, accounting, fake GPUs, and jobs that go wrong.
 
-Debian's packages are needed. `make test` runs the test with those that are installed,
-`make test SLURM=install` installs them first (root), `make test SLURM=0` leaves the test out.
+Debian's packages are needed. `make test SLURM=1` runs the test with those that are installed,
+`make test SLURM=install` installs them first (root), plain `make test` leaves the test out.
 """
 
 import io

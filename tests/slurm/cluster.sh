@@ -4,6 +4,7 @@
 #   cluster.sh missing      prints the Debian packages that are not installed
 #   cluster.sh install      apt-get installs them (root)
 #   cluster.sh up DIR       starts the daemons (root)
+#   cluster.sh try DIR      starts them, runs one job, ends them
 #   cluster.sh down DIR     cancels the jobs and ends the daemons whose pid files lie in DIR/run
 set -euo pipefail
 PACKAGES=(munge slurmctld slurmd slurm-client slurmdbd mariadb-server)
@@ -164,6 +165,13 @@ down() {
   done
   # a cgroup that stays would mark a later job of the same number OUT_OF_MEMORY
   find /sys/fs/cgroup/*/slurm_* -depth -type d -exec rmdir {} + 2> /dev/null || true
+}
+
+try() {
+  local code=0
+  (up "$1" && SLURM_CONF="$1/slurm.conf" timeout 60 srun --account=study true) || code=$?
+  down "$1"
+  return "$code"
 }
 
 "$@"
