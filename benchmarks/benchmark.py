@@ -2,7 +2,8 @@
 
     PYTHONPATH=scripts python benchmarks/benchmark.py [--quick] [--threads 2] [--repeats 3]
 
-Writes benchmark.csv, phases.csv, benchmark.md (both as tables, with the machine) and benchmark.png.
+Writes benchmark.csv, phases.csv, ranks.csv, benchmark.md (all as tables, with the machine) and
+benchmark.png.
 Systems of a task run in turn, A B C A B C …; a ratio is the median of the ratios within a turn, so
 that a machine that slows down slows both sides.
 """
@@ -14,10 +15,11 @@ import ctypes
 import gc
 import logging
 import platform
+import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,7 +42,16 @@ from xaiclip.segmenters.loading import BUILDERS, load_segmenter
 from xaiclip.segmenters.sam import SamSegmenter
 
 log = logging.getLogger("benchmark")
-COLUMNS = ["task", "system", "seconds", "ratio_to_ours", "ratio_to_floor", "forwards", "peak_mb"]
+Rows = list[dict[str, object]]
+#: Makes the rows of each file: `COLUMNS` has the names.
+Task = Callable[[], dict[str, Rows]]
+COLUMNS = {
+    "benchmark": [
+        *("task", "system", "seconds", "ratio_to_ours", "ratio_to_floor", "forwards", "peak_mb")
+    ],
+    "phases": ["task", "phase", "seconds", "share"],
+    "ranks": ["task", "organ", "rank_correlation"],
+}
 BEGIN, END = "<!-- numbers -->", "<!-- end of numbers -->"
 
 
@@ -86,8 +97,8 @@ def threads(count: int) -> Iterator[None]:
 
 def compare(
     task: str, bench: peers.Bench, systems: Mapping[str, peers.System], repeats: int
-) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Run the systems in turn; rows of benchmark.csv, and of phases.csv for ours."""
+) -> dict[str, Rows]:
+    """Run the systems in turn; the phases are those of ours."""
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     forwards, peaks, phases = {}, dict.fromkeys(systems, 0.0), []
     with torch.inference_mode():
@@ -132,7 +143,7 @@ def compare(
             {"task": task, "phase": phase, "seconds": s, "share": s / middle["total"]}
             for phase, s in known.items()
         ]
-    return rows, ledger
+    return {"benchmark": rows, "phases": ledger}
 
 
 def slice_of_phantom() -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -158,47 +169,68 @@ def make_bench(
     return bench
 
 
-def encoder_rows(quick: bool, repeats: int) -> list[dict[str, object]]:
-    """One image through SAM's ViT-B encoder at 1024 pixels, with random weights."""
-    torch.manual_seed(0)
-    if quick:
-        sam, task = build({**CONFIG, "depth": 1}), "encoder of the compact model, 1 image"
-    else:
-        sam, task = BUILDERS["sam_vit_b"](), "SAM ViT-B encoder, 1024 px, random weights, 1 image"
-    encoder = sam.image_encoder.eval().requires_grad_(False)
-    images = torch.rand(1, 3, encoder.img_size, encoder.img_size)
-    systems = {
-        "ours": lambda _: encode_images(encoder, images),
-        "segment_anything": lambda _: encoder(images),
-    }
+def encoder_rows(
+    task: str, systems: Mapping[str, Callable[[], object]], images: int, repeats: int
+) -> dict[str, Rows]:
+    """Ways to encode the same images, in turn; the first call of each is not timed."""
     took: dict[str, list[float]] = {name: [] for name in systems}
     peaks = dict.fromkeys(systems, 0.0)
     with torch.inference_mode():
-        for _ in range(repeats):
+        for turn in range(repeats + 1):
             for name, system in systems.items():
                 with Peak() as peak:
                     start = time.perf_counter()
-                    system(None)
-                    took[name].append(time.perf_counter() - start)
-                peaks[name] = max(peaks[name], peak.megabytes)
-                log.info("%s, %s: %.2f s", task, name, took[name][-1])
-    return [
+                    system()
+                    seconds = time.perf_counter() - start
+                log.info("%s, %s, turn %d: %.2f s", task, name, turn, seconds)
+                if turn:
+                    took[name].append(seconds)
+                    peaks[name] = max(peaks[name], peak.megabytes)
+    rows = [
         {
             "task": task,
             "system": name,
             "seconds": float(np.median(took[name])),
             "ratio_to_ours": float(np.median(np.array(took[name]) / np.array(took["ours"]))),
             "ratio_to_floor": float("nan"),
-            "forwards": 1,
+            "forwards": images,
             "peak_mb": peaks[name],
         }
         for name in systems
     ]
+    return {"benchmark": rows}
+
+
+def vit_b(quick: bool, repeats: int) -> dict[str, Rows]:
+    """One image through SAM's ViT-B encoder at 1024 pixels, with random weights."""
+    torch.manual_seed(0)
+    sam = build({**CONFIG, "depth": 1}) if quick else BUILDERS["sam_vit_b"]()
+    encoder = sam.image_encoder.eval().requires_grad_(False)
+    images = torch.rand(1, 3, encoder.img_size, encoder.img_size)
+    systems = {
+        "ours": lambda: encode_images(encoder, images),
+        "segment_anything": lambda: encoder(images),
+    }
+    return encoder_rows("encoder: SAM ViT-B, 1024 px, random weights", systems, 1, repeats)
+
+
+def compact_encoder(segmenter: SamSegmenter, bench: peers.Bench) -> dict[str, Rows]:
+    """A batch through the compact encoder, and what torch.compile would gain (it needs g++)."""
+    encoder = segmenter.sam.image_encoder
+    images = bench.inputs.expand(bench.batch, -1, -1, -1).contiguous()
+    systems = {
+        "ours": lambda: encode_images(encoder, images),
+        "segment_anything": lambda: encoder(images),
+    }
+    if shutil.which("g++"):
+        compiled = torch.compile(encode_images, dynamic=False)
+        systems["ours, torch.compile"] = lambda: compiled(encoder, images)
+    return encoder_rows("encoder: compact", systems, bench.batch, 20)
 
 
 def precision_rows(
     benches: Mapping[str, peers.Bench], windows: dict[str, object], masks: int
-) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+) -> dict[str, Rows]:
     """Ours in bf16 against ours in fp32: what it gains, and what its rounding does to the maps."""
     systems = {
         "occlusion": peers.ours("occlusion", windows),
@@ -227,56 +259,53 @@ def precision_rows(
         ]
         for exact, rough in zip(maps["fp32"], maps["bf16"], strict=True):
             rank = spearmanr(exact.map, rough.map, axis=None, nan_policy="omit").statistic
-            ranks.append({"method": method, "organ": exact.organ, "rank correlation": rank})
-    return rows, ranks
+            ranks.append({"task": f"precision: {method}", "organ": exact.organ})
+            ranks[-1]["rank_correlation"] = rank
+    return {"benchmark": rows, "ranks": ranks}
 
 
-def tasks(arguments: argparse.Namespace, ranks: list) -> Iterator[tuple[list, list]]:
-    """Rows, task by task; what bf16 does to the maps is added to ``ranks``."""
+def tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Task]]:
+    """Names, and what makes their rows."""
     quick, repeats, cores = arguments.quick, arguments.repeats, arguments.threads
     image, boxes = slice_of_phantom()
     segmenter = load_segmenter({"model": "compact"}, "cpu", arguments.precision)
     assert isinstance(segmenter, SamSegmenter)
     parts, count = (2, 9) if quick else (8, 225)
     windows = {"window": 512 // parts, "stride": 256 // parts}
-    occlude = {"floor": peers.floor(count + 1), "ours": peers.ours("occlusion", windows)}
-    others = {"captum": peers.captum, "monai": peers.monai, "xaitk-saliency": peers.xaitk}
     five, one = (make_bench(segmenter, image, boxes, organs) for organs in (5, 1))
     five.parts = one.parts = parts
-    yield compare(f"occlusion, 5 organs, {count} windows", five, {**occlude, **others}, repeats)
-    yield compare(
-        f"occlusion, 1 organ, {count} windows", one, {**occlude, "captum": peers.captum}, repeats
-    )
 
-    samples = 8 if quick else 500
-    yield compare(
-        f"LIME, 5 organs, {samples} samples",
-        five,
-        {
-            "floor": peers.floor(samples),
-            "ours": peers.ours("lime", {"variants": ["slic"], "samples": samples}),
-            "lime": peers.lime_package(samples, together=False),
-            "lime, all organs at once": peers.lime_package(samples, together=True),
-        },
-        min(repeats, 2),
-    )
-    masks = 8 if quick else 2000
-    yield compare(
-        f"RISE, 5 organs, {masks} masks",
-        five,
-        {
-            "floor": peers.floor(masks + 1),
-            "ours": peers.ours("rise", {"masks": masks}),
-            "RISE's formula": peers.rise_formula(masks, together=False),
-            "RISE's formula, all organs at once": peers.rise_formula(masks, together=True),
-        },
-        1,
-    )
+    def compared(
+        name: str, bench: peers.Bench, systems: Mapping[str, peers.System], repeats: int
+    ) -> tuple[str, Task]:
+        return name, lambda: compare(name, bench, systems, repeats)
 
-    def scaled(what: str, bench: peers.Bench, count: int) -> tuple[list, list]:
+    def scaled(what: str, bench: peers.Bench, count: int) -> tuple[str, Task]:
         systems = {"floor": peers.floor(count + 1), "ours": peers.ours("rise", {"masks": count})}
-        rows, _ = compare(f"scaling: {what}", bench, systems, repeats)
-        return rows, []
+        name = f"scaling: {what}"
+        return name, lambda: {"benchmark": compare(name, bench, systems, repeats)["benchmark"]}
+
+    occlude = {"floor": peers.floor(count + 1), "ours": peers.ours("occlusion", windows)}
+    occlude["captum"] = peers.captum
+    others = {"monai": peers.monai, "xaitk-saliency": peers.xaitk}
+    yield compared(f"occlusion, 5 organs, {count} windows", five, {**occlude, **others}, repeats)
+    yield compared(f"occlusion, 1 organ, {count} windows", one, occlude, repeats)
+    samples = 8 if quick else 500
+    lime = {
+        "floor": peers.floor(samples),
+        "ours": peers.ours("lime", {"variants": ["slic"], "samples": samples}),
+        "lime": peers.lime_package(samples, together=False),
+        "lime, all organs at once": peers.lime_package(samples, together=True),
+    }
+    yield compared(f"LIME, 5 organs, {samples} samples", five, lime, min(repeats, 2))
+    masks = 8 if quick else 2000
+    rise = {
+        "floor": peers.floor(masks + 1),
+        "ours": peers.ours("rise", {"masks": masks}),
+        "RISE's formula": peers.rise_formula(masks, together=False),
+        "RISE's formula, all organs at once": peers.rise_formula(masks, together=True),
+    }
+    yield compared(f"RISE, 5 organs, {masks} masks", five, rise, 1)
 
     few = 4 if quick else 64
     for count in (few, 2 * few, 4 * few):
@@ -290,15 +319,18 @@ def tasks(arguments: argparse.Namespace, ranks: list) -> Iterator[tuple[list, li
     for count in sorted({1, cores}):
         with threads(count):
             yield scaled(f"{count} threads", five, few)
-    benches = {"fp32": five, "bf16": five}
-    for name in benches:
-        at = load_segmenter({"model": "compact"}, "cpu", name)
-        assert isinstance(at, SamSegmenter)
-        benches[name] = make_bench(at, image, boxes, 5)
-    rows, found = precision_rows(benches, windows, 4 * few)
-    ranks += found
-    yield rows, []
-    yield encoder_rows(quick, min(repeats, 2)), []
+
+    def precision() -> dict[str, Rows]:
+        benches = {}
+        for name in ("fp32", "bf16"):
+            at = load_segmenter({"model": "compact"}, "cpu", name)
+            assert isinstance(at, SamSegmenter)
+            benches[name] = make_bench(at, image, boxes, 5)
+        return precision_rows(benches, windows, 4 * few)
+
+    yield "precision", precision
+    yield "encoder: compact", lambda: compact_encoder(segmenter, five)
+    yield "encoder: SAM ViT-B", lambda: vit_b(quick, min(repeats, 2))
 
 
 def markdown(frame: pd.DataFrame, digits: Mapping[str, int]) -> str:
@@ -354,28 +386,51 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def merged(out: Path, name: str, found: Mapping[str, Rows], only: str | None) -> pd.DataFrame:
+    """Rows of this run; with ``--only`` also what an earlier one left of other tasks."""
+    frame = pd.DataFrame(found.get(name, []), columns=COLUMNS[name])
+    path = out / f"{name}.csv"
+    if only is None or not path.exists():
+        return frame
+    before = pd.read_csv(path)
+    return pd.concat([before[~before.task.isin(frame.task)], frame])
+
+
+def page_with(numbers: str, page: str) -> str:
+    """A page of docs with other numbers in their place."""
+    before, rest = page.split(BEGIN)
+    return before + BEGIN + "\n\n" + numbers + "\n" + END + rest.split(END)[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few forwards each: does all run?")
+    parser.add_argument("--only", help="tasks with this in their name; other rows stay")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--out", type=Path, default=Path("results/benchmark"))
-    parser.add_argument("--docs", type=Path, help="a page whose numbers are to be replaced")
+    parser.add_argument("--docs", type=Path, help="run nothing: put benchmark.md into this page")
     arguments = parser.parse_args()
+    if arguments.docs:
+        numbers = (arguments.out / "benchmark.md").read_text(encoding="utf-8")
+        write_text(arguments.docs, page_with(numbers, arguments.docs.read_text(encoding="utf-8")))
+        return
     if arguments.quick:
         arguments.repeats = 1
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(arguments.threads)
-    rows, phases, ranks = [], [], []
-    for some, parts in tasks(arguments, ranks):
-        rows += some
-        phases += parts
-        table, ledger = pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(phases)
-        with atomic(arguments.out / "benchmark.csv") as path:  # after each task: nothing is lost
-            table.to_csv(path, index=False)
-        with atomic(arguments.out / "phases.csv") as path:
-            ledger.to_csv(path, index=False)
+    found: dict[str, Rows] = {name: [] for name in COLUMNS}
+    for name, run in tasks(arguments):
+        if arguments.only and arguments.only not in name:
+            continue
+        for file, rows in run().items():
+            found[file] += rows
+        for file in COLUMNS:  # after each task: nothing is lost
+            frame = merged(arguments.out, file, found, arguments.only)
+            with atomic(arguments.out / f"{file}.csv") as path:
+                frame.to_csv(path, index=False)
+    table, ledger, ranks = (pd.read_csv(arguments.out / f"{file}.csv") for file in COLUMNS)
     digits = {"seconds": 2, "ratio_to_ours": 2, "ratio_to_floor": 2, "peak_mb": 0}
     parts = [
         machine(arguments) + ":",
@@ -383,14 +438,9 @@ def main() -> None:
         "Where the seconds of ours go:",
         markdown(ledger, {"seconds": 3, "share": 3}),
         "Maps in bf16 against fp32:",
-        markdown(pd.DataFrame(ranks), {"rank correlation": 4}),
+        markdown(ranks, {"rank_correlation": 4}),
     ]
-    text = "\n\n".join(parts) + "\n"
-    write_text(arguments.out / "benchmark.md", text)
-    if arguments.docs:
-        before, rest = arguments.docs.read_text(encoding="utf-8").split(BEGIN)
-        page = before + BEGIN + "\n\n" + text + "\n" + END + rest.split(END)[1]
-        write_text(arguments.docs, page)
+    write_text(arguments.out / "benchmark.md", "\n\n".join(parts) + "\n")
     with atomic(arguments.out / "benchmark.png") as path:
         plot(table, Path(path))
 

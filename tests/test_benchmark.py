@@ -33,9 +33,11 @@ def test_systems_make_the_forwards_that_are_reported(modules):
         "RISE's formula": peers.rise_formula(6, together=False),
         "lime": peers.lime_package(6, together=True),
     }
-    rows, ledger = benchmark.compare("occlusion", bench, systems, 2)
+    found = benchmark.compare("occlusion", bench, systems, 2)
+    rows, ledger = found["benchmark"], found["phases"]
     frame = pd.DataFrame(rows).set_index("system")
-    assert list(pd.DataFrame(rows).columns) == benchmark.COLUMNS
+    assert list(pd.DataFrame(rows).columns) == benchmark.COLUMNS["benchmark"]
+    assert list(pd.DataFrame(ledger).columns) == benchmark.COLUMNS["phases"]
     assert frame.forwards["floor"] == frame.forwards["ours"] == 10
     assert frame.forwards["captum"] == 2 * 10  # once for each organ
     assert frame.forwards["RISE's formula"] == 2 * 6
@@ -79,3 +81,17 @@ def test_the_page_has_a_place_for_the_numbers(modules):
     benchmark, _ = modules
     page = (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert page.count(benchmark.BEGIN) == page.count(benchmark.END) == 1
+    again = benchmark.page_with("the numbers\n", page)
+    assert "the numbers" in again
+    assert benchmark.page_with("others\n", again) == benchmark.page_with("others\n", page)
+
+
+def test_one_task_again_keeps_the_rows_of_others(modules, tmp_path):
+    benchmark, _ = modules
+    row = dict.fromkeys(benchmark.COLUMNS["benchmark"], 1)
+    first = {"benchmark": [{**row, "task": "a"}, {**row, "task": "b", "seconds": 2}]}
+    benchmark.merged(tmp_path, "benchmark", first, None).to_csv(tmp_path / "benchmark.csv")
+    again = {"benchmark": [{**row, "task": "b", "seconds": 3}]}
+    frame = benchmark.merged(tmp_path, "benchmark", again, "b").set_index("task")
+    assert dict(frame.seconds) == {"a": 1, "b": 3}
+    assert list(benchmark.merged(tmp_path, "benchmark", again, None).task) == ["b"]
