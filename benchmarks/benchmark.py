@@ -357,13 +357,15 @@ def machine(arguments: argparse.Namespace) -> str:
 
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
-    """Seconds over the floor's, by task and system."""
+    """Seconds over the floor's, by task and system; no file where no task has a floor."""
+    shown = frame[~frame.task.str.startswith("scaling") & frame.ratio_to_floor.notna()]
+    if shown.empty:
+        return
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = frame[~frame.task.str.startswith("scaling") & frame.ratio_to_floor.notna()]
     groups = list(shown.groupby("task", sort=False))
     figure, axes = plt.subplots(
         len(groups),
@@ -383,7 +385,8 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
         axis.set_title(task, loc="left", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1, 0].set_xlabel("seconds, as a multiple of the bare forwards")
-    figure.savefig(path, dpi=150)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def merged(out: Path, name: str, found: Mapping[str, Rows], only: str | None) -> pd.DataFrame:
@@ -441,8 +444,7 @@ def main() -> None:
         markdown(ranks, {"rank_correlation": 4}),
     ]
     write_text(arguments.out / "benchmark.md", "\n\n".join(parts) + "\n")
-    with atomic(arguments.out / "benchmark.png") as path:
-        plot(table, Path(path))
+    plot(table, arguments.out / "benchmark.png")
 
 
 if __name__ == "__main__":
