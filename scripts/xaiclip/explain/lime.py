@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +35,9 @@ class Settings:
 
     Under guidance ``proportional`` keeps the samples per superpixel (but at least
     ``min_samples``), ``equal`` the number of samples.
+
+    ``scale``, ``sigma``, ``min_size`` and ``scales`` are Felzenszwalb's; ``slic`` and
+    ``quickshift`` hold arguments of skimage.segmentation's functions of these names.
     """
 
     variants: Sequence[str] = ("felzenszwalb", "slic", "quickshift", MULTISCALE)
@@ -45,6 +48,12 @@ class Settings:
     sigma: float = 0.5
     min_size: int = 50
     scales: Sequence[float] = (50, 100, 200)
+    slic: Mapping[str, float] = field(
+        default_factory=lambda: {"n_segments": 150, "compactness": 0.1}
+    )
+    quickshift: Mapping[str, float] = field(
+        default_factory=lambda: {"kernel_size": 3, "max_dist": 10, "ratio": 0.5}
+    )
     sampling: str = "plain"
     stop: float | None = None
 
@@ -143,21 +152,31 @@ def aggregate(
 
 def superpixels(name: str, image: NDArray[np.uint8], settings: Settings) -> NDArray[np.int64]:
     """Superpixels of a slice (512, 512), as labels from 0; the last few are remembered."""
-    return _superpixels(name, image.tobytes(), settings.sigma, settings.min_size)
+    kind, _, scale = name.partition("_")
+    if kind == "felzenszwalb":
+        options: Mapping[str, float] = {
+            "scale": float(scale),
+            "sigma": settings.sigma,
+            "min_size": settings.min_size,
+        }
+    else:
+        options = settings.slic if kind == "slic" else settings.quickshift
+    return _superpixels(kind, image.tobytes(), tuple(options.items()))
 
 
 @lru_cache(maxsize=8)  # a stopping rule asks for the same ones in each round
-def _superpixels(name: str, pixels: bytes, sigma: float, min_size: int) -> NDArray[np.int64]:
+def _superpixels(
+    kind: str, pixels: bytes, options: tuple[tuple[str, float], ...]
+) -> NDArray[np.int64]:
     image = np.frombuffer(pixels, np.uint8).reshape(GRID, GRID)
-    if name == "slic":
-        return slic(image, n_segments=150, compactness=0.1, channel_axis=None, start_label=0)
-    if name == "quickshift":
+    if kind == "slic":
+        return slic(image, channel_axis=None, start_label=0, **dict(options))
+    if kind == "quickshift":
         # on half the grid: the search costs a fourth of the pixels and a fourth of the radius
         half = cv2.resize(image, (GRID // 2, GRID // 2), interpolation=cv2.INTER_AREA)
-        labels = quickshift(np.dstack([half] * 3), kernel_size=3, max_dist=10, ratio=0.5, rng=0)
+        labels = quickshift(np.dstack([half] * 3), rng=0, **dict(options))
         return labels.repeat(2, axis=0).repeat(2, axis=1)
-    scale = float(name.removeprefix("felzenszwalb_"))
-    return felzenszwalb(image, scale=scale, sigma=sigma, min_size=min_size)
+    return felzenszwalb(image, **dict(options))
 
 
 def coefficient_errors(
