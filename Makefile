@@ -9,7 +9,7 @@ VENV ?= .venv
 SLURM ?= 0
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types workflow-lint unit report savings sampling verify soak soak-part scale compact \
+.PHONY: demo test check lint types workflow-lint unit report savings sampling verify soak scale compact \
   benchmark docs lock clean
 
 demo: $(VENV)/.run
@@ -56,14 +56,10 @@ RUN ?= demo
 verify: $(VENV)/.run
 	PYTHONPATH=scripts $(BIN)/python scripts/verify.py results/$(RUN)
 
-# The long versions of short tests: every key of the rerun matrix; 50 kills, 570 bad inputs, and with SLURM=1 the
-# real SLURM, in results/soak/soak.json. One part alone: make soak-part PART="--only kills --kills 10"
-soak: $(VENV)/.dev
-	SOAK=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/test_reruns.py
-	$(MAKE) --no-print-directory soak-part
-
+# The long versions of short tests: 50 kills, 570 bad inputs, and with SLURM=1 the real SLURM, in
+# results/soak/soak.json. One part alone: make soak PART="--only kills --kills 10"
 PART ?=
-soak-part: $(VENV)/.dev
+soak: $(VENV)/.dev
 	TEST_SLURM=$(SLURM) PYTHONPATH=scripts:tests $(BIN)/python tests/soak.py results/soak/soak.json $(PART)
 
 # How the workflow grows to 10,000 cases: results/scale/scale.csv (docs/scale.md); after `make demo`

@@ -1,7 +1,7 @@
 """What reruns: each key of the configuration, each module, a case, a method, another clone.
 
 The study is made of empty files that Snakemake takes for results (tests/reruns.py), so that a row
-of the matrix costs a dry run. `make test` plans one key of each kind; SOAK=1 plans all.
+of the matrix costs a dry run.
 """
 
 import copy
@@ -21,7 +21,6 @@ from xaiclip.config import complete
 ROOT = Path(__file__).parents[1]
 BASE = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text(encoding="utf-8"))
 *MATRIX, EXCEPT = yaml.safe_load((ROOT / "tests" / "reruns.yaml").read_text(encoding="utf-8"))
-SOAK = bool(os.environ.get("SOAK"))
 METHODS = ("occlusion", "lime", "rise")
 
 
@@ -81,8 +80,7 @@ def rows():
     return [
         (key, value, row["reruns"], "spares" in row)
         for row in MATRIX
-        for number, (key, value) in enumerate(row["keys"].items())
-        if SOAK or number == 0
+        for key, value in row["keys"].items()
     ]
 
 
