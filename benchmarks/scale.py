@@ -61,7 +61,7 @@ def timed(*command: Any, stdin: str = "") -> tuple[Measure, str]:
     return {
         "seconds": seconds,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_mb": usage.ru_maxrss / 1024,
+        "peak_mb": usage.ru_maxrss * 1024 / 1e6,
     }, output
 
 
@@ -152,8 +152,8 @@ def tables(folder: Path) -> Iterator[Measure]:
     took, _ = timed(sys.executable, "-c", code, stdin="\n".join(paths))
     rows = pq.read_metadata(out).num_rows
     yield {"part": "explanations.parquet", "cases": cases, "cases_per_job": size, "n": rows, **took}
-    code = "import pandas as pd; from xaiclip.report.tables import *; "
-    code += f"rows = pd.read_parquet({str(out)!r}, columns=EXPLANATION_COLUMNS); "
+    code = "from xaiclip.report.tables import *; "
+    code += f"rows = read_rows({str(out)!r}, EXPLANATION_COLUMNS); "
     for name in ("table3", "table3_variants"):
         took, _ = timed(sys.executable, "-c", f"{code}{name}(rows, resamples=5000)")
         yield {"part": name, "cases": cases, "n": rows, **took}

@@ -3,11 +3,9 @@
 from _job import job
 
 with job(snakemake):
-    import pandas as pd
-
     from xaiclip.evaluate.localization import PooledAuc
     from xaiclip.files import load_arrays
-    from xaiclip.report.tables import LOCALIZER_COLUMNS, read_skips, table2, write
+    from xaiclip.report.tables import LOCALIZER_COLUMNS, read_rows, read_skips, table2, write
 
     cfg = snakemake.params.cfg
     pooled = {}
@@ -16,7 +14,7 @@ with job(snakemake):
         one = PooledAuc(cfg["classes"], load_arrays(path)[0]["counts"])
         pooled[variant] = pooled[variant] + one if variant in pooled else one
     table = table2(
-        pd.read_parquet(snakemake.input.localizer, columns=LOCALIZER_COLUMNS),
+        read_rows(snakemake.input.localizer, LOCALIZER_COLUMNS),
         pooled={variant: counts.auc() for variant, counts in pooled.items()},
         skips=read_skips(snakemake.input.skipped, cfg["cases"]),
         seed=cfg["seed"],

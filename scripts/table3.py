@@ -3,10 +3,9 @@
 from _job import job
 
 with job(snakemake):
-    import pandas as pd
-
     from xaiclip.report.tables import (
         EXPLANATION_COLUMNS,
+        read_rows,
         read_skips,
         table3,
         table3_variants,
@@ -14,7 +13,7 @@ with job(snakemake):
     )
 
     cfg, out = snakemake.params.cfg, snakemake.output
-    rows = pd.read_parquet(snakemake.input.explanations, columns=EXPLANATION_COLUMNS)
+    rows = read_rows(snakemake.input.explanations, EXPLANATION_COLUMNS)
     common = {
         "skips": read_skips(snakemake.input.skipped, cfg["cases"]),
         "seed": cfg["seed"],

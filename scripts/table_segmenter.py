@@ -3,13 +3,17 @@
 from _job import job
 
 with job(snakemake):
-    import pandas as pd
-
-    from xaiclip.report.tables import SEGMENTER_COLUMNS, read_skips, segmenter_table, write
+    from xaiclip.report.tables import (
+        SEGMENTER_COLUMNS,
+        read_rows,
+        read_skips,
+        segmenter_table,
+        write,
+    )
 
     cfg = snakemake.params.cfg
     table = segmenter_table(
-        pd.read_parquet(snakemake.input.segmenter, columns=SEGMENTER_COLUMNS),
+        read_rows(snakemake.input.segmenter, SEGMENTER_COLUMNS),
         skips=read_skips(snakemake.input.skipped, cfg["cases"]),
         seed=cfg["seed"],
         **cfg["statistics"],

@@ -108,7 +108,7 @@ def wilcoxon_p(differences: ArrayLike) -> float:
 def case_means(frame: pd.DataFrame, value: str, part: str) -> pd.Series:
     """One value per case: the mean over its slices for each ``part`` (organ or class), then the
     mean over the parts. Rows without the value are left out. Sorted by case."""
-    known = frame.dropna(subset=[value])
+    known = frame[["case", part, value]].dropna()
     return known.groupby(["case", part])[value].mean().groupby("case").mean()
 
 
@@ -139,5 +139,5 @@ def compare(
 
 def _by(frame: pd.DataFrame, keys: Sequence[str], value: str) -> pd.Series:
     # a missing slice index must not lose the row
-    filled = frame.assign(slice=frame["slice"].fillna(-1).astype(int))
+    filled = frame[[*keys, value]].assign(slice=frame["slice"].fillna(-1).astype(int))
     return filled.groupby(list(keys))[value].mean()

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from xaiclip.errors import Skip
 from xaiclip.evaluate.statistics import (
@@ -211,6 +213,17 @@ EXPLANATION_COLUMNS = [
     *(*_EXPLANATION, "variant", "value", "primary", "shared_by", "skipped"),
     *dict.fromkeys(measure.name for measure in (*_QUALITY, *_COST, *_VARIANTS)),
 ]
+
+
+def read_rows(path: str | os.PathLike[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Some columns of a metric file; text as sorted categories, as a study repeats few words."""
+    kinds = pq.read_schema(path)
+    text = [name for name in columns if pa.types.is_string(kinds.field(name).type)]
+    rows = pd.read_parquet(path, columns=list(columns), read_dictionary=text)
+    for name in text:
+        words = rows[name].astype("category").cat
+        rows[name] = words.reorder_categories(sorted(words.categories))
+    return rows
 
 
 # --- Table II ------------------------------------------------------------------------------------
@@ -486,12 +499,9 @@ def table3_variants(
     shown: list[list[str]] = []
     for method in _methods(explanations):
         of_method = usable[usable["method"] == method]
-        names = of_method[["variant", "value"]].fillna("").drop_duplicates()
+        names = of_method[["variant", "value"]].drop_duplicates().astype(object).fillna("")
         for variant, value in sorted(names.itertuples(index=False, name=None)):
-            chosen = of_method[
-                of_method["variant"].fillna("").eq(variant)
-                & of_method["value"].fillna("").eq(value)
-            ]
+            chosen = of_method[_is(of_method["variant"], variant) & _is(of_method["value"], value)]
             primary = bool(chosen["primary"].eq(True).any())
             for source in sources:
                 contrast = _contrast(_of_source(chosen, source), _VARIANTS, settings)
@@ -553,7 +563,12 @@ def _sources(frame: pd.DataFrame) -> list[str]:
 
 def _of_source(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     """Rows of one ROI source; a row without one (full guidance) belongs to each."""
-    return frame[frame["roi_source"].fillna(source) == source]
+    return frame[_is(frame["roi_source"], source) | frame["roi_source"].isna()]
+
+
+def _is(column: pd.Series, name: str) -> pd.Series:
+    """Where it has this name; "" stands for none."""
+    return column.eq(name) if name else column.isna()
 
 
 def _label(guidance: str, source: str, sources: Sequence[str]) -> str:
