@@ -112,6 +112,15 @@ rule cheap:
 """
 
 
+#: What the jobs of a batch import before they begin, and how many of its 25 jobs do so.
+STARTS = {
+    "localize": (1, "xaiclip.localizer.model, xaiclip.preprocess"),
+    "score, segment": (7, "xaiclip.explain.runner, xaiclip.segmenters.loading"),
+    "attribute": (6, "xaiclip.explain.runner, xaiclip.evaluate.rows"),
+    "others": (11, "pandas, nibabel, xaiclip.data.slices"),
+}
+
+
 def jobs(folder: Path) -> Iterator[Measure]:
     """Jobs that do nothing, and what a job of ours loads before it begins."""
     folder.mkdir()
@@ -121,14 +130,9 @@ def jobs(folder: Path) -> Iterator[Measure]:
     for part, arguments in (("cheap jobs, dry run", ("--dry-run",)), ("cheap jobs", ())):
         took, _ = snakemake(folder, *run, *arguments, snakefile=folder / "Snakefile")
         yield {"part": part, "n": JOBS, **took}
-    for part, modules in (
-        ("start of a job without a model", "pandas, nibabel, xaiclip.data.slices"),
-        (
-            "start of a job with a model",
-            "torch, xaiclip.explain.runner, xaiclip.segmenters.compact",
-        ),
-    ):
-        yield {"part": part, "n": 1, **timed(sys.executable, "-c", f"import {modules}")[0]}
+    for kind, (_, modules) in STARTS.items():
+        took, _ = timed(sys.executable, "-c", f"import {modules}")
+        yield {"part": f"start: {kind}", "n": 1, **took}
 
 
 def tables(folder: Path) -> Iterator[Measure]:
@@ -216,17 +220,16 @@ def folder(run: Path) -> Iterator[Measure]:
 def overhead(frame: pd.DataFrame) -> Iterator[Measure]:
     """What the workflow adds to the explanations of 1,000 cases, for each size of a batch."""
     of = frame.set_index("part")
-    if not {"explanations", "cheap jobs", "dry run", "start of a job with a model"} <= set(
-        of.index
-    ):
+    needed = {"explanations", "cheap jobs", "dry run", *(f"start: {kind}" for kind in STARTS)}
+    if not needed <= set(of.index):
         return
     compute = of.loc["explanations", "seconds"] / of.loc["explanations", "cases"]
     cheap = of.loc["cheap jobs", "cpu_seconds"] - of.loc["cheap jobs, dry run", "cpu_seconds"]
     for _, row in frame[(frame["part"] == "dry run") & (frame["cases"] == 1000)].iterrows():
         scheduling = row["cpu_seconds"] + row["n"] * cheap / JOBS
-        # of 25 jobs of a batch, 14 load torch: localize, segment, and 6 times score and attribute
-        starts = 14 / 25 * of.loc["start of a job with a model", "cpu_seconds"]
-        starts += 11 / 25 * of.loc["start of a job without a model", "cpu_seconds"]
+        starts = sum(
+            count * of.loc[f"start: {kind}", "cpu_seconds"] for kind, (count, _) in STARTS.items()
+        ) / sum(count for count, _ in STARTS.values())
         for part, seconds in (
             ("overhead of scheduling", scheduling),
             ("overhead with the start of jobs", scheduling + row["n"] * starts),

@@ -36,13 +36,12 @@ def test_overhead_is_scheduling_and_starts_over_compute():
         {"part": "explanations", "cases": 8, "seconds": 240.0},
         {"part": "cheap jobs, dry run", "cpu_seconds": 2.0},
         {"part": "cheap jobs", "cpu_seconds": 2.0 + 0.2 * scale.JOBS},
-        {"part": "start of a job with a model", "cpu_seconds": 5.0},
-        {"part": "start of a job without a model", "cpu_seconds": 1.0},
+        *({"part": f"start: {kind}", "cpu_seconds": 2.0} for kind in scale.STARTS),
         {"part": "dry run", "cases": 1000, "cases_per_job": 25, "n": 1600, "cpu_seconds": 6.0},
         {"part": "dry run", "cases": 50, "cases_per_job": 10, "n": 200, "cpu_seconds": 3.0},
     ]
     one, both = scale.overhead(pd.DataFrame(rows))
     assert one["cpu_seconds"] == pytest.approx(6 + 1600 * 0.2)
     assert one["share_of_compute"] == pytest.approx(one["cpu_seconds"] / 30_000)
-    assert both["cpu_seconds"] - one["cpu_seconds"] == pytest.approx(64 * (14 * 5 + 11 * 1))
+    assert both["cpu_seconds"] - one["cpu_seconds"] == pytest.approx(1600 * 2)
     assert list(scale.overhead(pd.DataFrame(rows[:3]))) == []
