@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -169,10 +170,10 @@ def make_bench(
     return bench
 
 
-def encoder_rows(
+def timed_rows(
     task: str, systems: Mapping[str, Callable[[], object]], images: int, repeats: int
 ) -> dict[str, Rows]:
-    """Ways to encode the same images, in turn; the first call of each is not timed."""
+    """Ways to do the same, in turn; the first call of each is not timed."""
     took: dict[str, list[float]] = {name: [] for name in systems}
     peaks = dict.fromkeys(systems, 0.0)
     with torch.inference_mode():
@@ -211,7 +212,7 @@ def vit_b(quick: bool, repeats: int) -> dict[str, Rows]:
         "ours": lambda: encode_images(encoder, images),
         "segment_anything": lambda: encoder(images),
     }
-    return encoder_rows("encoder: SAM ViT-B, 1024 px, random weights", systems, 1, repeats)
+    return timed_rows("encoder: SAM ViT-B, 1024 px, random weights", systems, 1, repeats)
 
 
 def compact_encoder(segmenter: SamSegmenter, bench: peers.Bench) -> dict[str, Rows]:
@@ -225,43 +226,37 @@ def compact_encoder(segmenter: SamSegmenter, bench: peers.Bench) -> dict[str, Ro
     if shutil.which("g++"):
         compiled = torch.compile(encode_images, dynamic=False)
         systems["ours, torch.compile"] = lambda: compiled(encoder, images)
-    return encoder_rows("encoder: compact", systems, bench.batch, 20)
+    return timed_rows("encoder: compact", systems, bench.batch, 20)
 
 
 def precision_rows(
-    benches: Mapping[str, peers.Bench], windows: dict[str, object], masks: int
+    benches: Mapping[str, peers.Bench], method: str, system: peers.System, repeats: int
 ) -> dict[str, Rows]:
     """Ours in bf16 against ours in fp32: what it gains, and what its rounding does to the maps."""
-    systems = {
-        "occlusion": peers.ours("occlusion", windows),
-        f"RISE, {masks} masks": peers.ours("rise", {"masks": masks, "estimators": ["covariance"]}),
-    }
-    rows, ranks = [], []
-    for method, system in systems.items():
-        took, forwards, maps = {}, {}, {}
-        for name, bench in benches.items():
-            bench.encoded = 0
-            start = time.perf_counter()
-            maps[name] = system(bench)
-            took[name], forwards[name] = time.perf_counter() - start, bench.encoded
-            log.info("%s, %s: %.2f s", method, name, took[name])
-        rows += [
-            {
-                "task": f"precision: {method}",
-                "system": "ours" if name == "fp32" else f"ours, {name}",
-                "seconds": took[name],
-                "ratio_to_ours": took[name] / took["fp32"],
-                "ratio_to_floor": float("nan"),
-                "forwards": forwards[name],
-                "peak_mb": float("nan"),
-            }
-            for name in benches
-        ]
-        for exact, rough in zip(maps["fp32"], maps["bf16"], strict=True):
-            rank = spearmanr(exact.map, rough.map, axis=None, nan_policy="omit").statistic
-            ranks.append({"task": f"precision: {method}", "organ": exact.organ})
-            ranks[-1]["rank_correlation"] = rank
-    return {"benchmark": rows, "ranks": ranks}
+    task, maps = f"precision: {method}", {}
+
+    def at(name: str) -> Callable[[], object]:
+        def run() -> None:
+            benches[name].encoded = 0
+            maps[name] = system(benches[name])
+
+        return run
+
+    systems = {name if name == "ours" else f"ours, {name}": at(name) for name in benches}
+    found = timed_rows(task, systems, 0, repeats)["benchmark"]
+    for row in found:
+        row["forwards"] = benches["ours"].encoded
+    ranks: Rows = [
+        {
+            "task": task,
+            "organ": exact.organ,
+            "rank_correlation": spearmanr(
+                exact.map, rough.map, axis=None, nan_policy="omit"
+            ).statistic,
+        }
+        for exact, rough in zip(maps["ours"], maps["bf16"], strict=True)
+    ]
+    return {"benchmark": found, "ranks": ranks}
 
 
 def tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Task]]:
@@ -320,15 +315,16 @@ def tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Task]]:
         with threads(count):
             yield scaled(f"{count} threads", five, few)
 
-    def precision() -> dict[str, Rows]:
-        benches = {}
-        for name in ("fp32", "bf16"):
-            at = load_segmenter({"model": "compact"}, "cpu", name)
-            assert isinstance(at, SamSegmenter)
-            benches[name] = make_bench(at, image, boxes, 5)
-        return precision_rows(benches, windows, 4 * few)
-
-    yield "precision", precision
+    benches = {"ours": five}
+    half = load_segmenter({"model": "compact"}, "cpu", "bf16")
+    assert isinstance(half, SamSegmenter)
+    benches["bf16"] = make_bench(half, image, boxes, 5)
+    covariance = {"masks": 4 * few, "estimators": ["covariance"]}
+    for method, system in {
+        "occlusion": peers.ours("occlusion", windows),
+        f"RISE, {4 * few} masks": peers.ours("rise", covariance),
+    }.items():
+        yield f"precision: {method}", partial(precision_rows, benches, method, system, repeats)
     yield "encoder: compact", lambda: compact_encoder(segmenter, five)
     yield "encoder: SAM ViT-B", lambda: vit_b(quick, min(repeats, 2))
 

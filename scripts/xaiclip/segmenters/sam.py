@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
-from torch import Tensor
+from torch import Tensor, nn
 
-from xaiclip.device import autocast
+from xaiclip.device import PRECISIONS, autocast
 from xaiclip.errors import ConfigError
 from xaiclip.segmenters.base import Prompts
 from xaiclip.segmenters.decoder import decode_pairs
@@ -39,7 +39,7 @@ class SamSegmenter:
     trained without; see `fit_input`. ``box_masks``: give boxes as mask prompts too, for a model
     that was trained so. ``attention``: ``fast`` (see `encode_images`) or ``stock``, the encoder's
     own. The encoder computes in ``precision``; the decoder, a small part of the time, in float32:
-    its rounding would move the scores more than the encoder's.
+    its rounding would move the scores more than the encoder's. ``sam`` is taken over, and changed.
     """
 
     def __init__(
@@ -63,6 +63,10 @@ class SamSegmenter:
         self.box_masks = box_masks
         self.attention = attention
         self.input_size: int = sam.image_encoder.img_size
+        if precision != "fp32":  # autocast would round them anew for each batch
+            for module in sam.image_encoder.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    module.to(PRECISIONS[precision])
 
     def prepare(self, image: NDArray[np.uint8]) -> Tensor:
         """Slice uint8 (H, W) → float32 in 0…1, (3, S, S), or (3, h, w) of its aspect (stock)."""
