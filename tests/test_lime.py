@@ -167,3 +167,17 @@ def test_no_superpixel_in_the_roi():
     ctx = context(rois=np.zeros((2, 512, 512), bool), settings={"variants": ["slic"]})
     with pytest.raises(CaseError, match="superpixel"):
         plans(ctx)
+
+
+@pytest.mark.parametrize(
+    ("name", "coarse", "fine"),
+    [
+        ("slic", {"n_segments": 20, "compactness": 0.1}, {"n_segments": 150, "compactness": 0.1}),
+        ("quickshift", {"kernel_size": 3, "max_dist": 10}, {"kernel_size": 3, "max_dist": 2}),
+    ],
+)
+def test_superpixels_follow_their_settings(name, coarse, fine):
+    wave = np.sin(np.arange(512) / 20)
+    image = (127 + 60 * np.add.outer(wave, wave)).astype(np.uint8)
+    few, many = (superpixels(name, image, Settings(**{name: one})).max() for one in (coarse, fine))
+    assert 0 < few < many
