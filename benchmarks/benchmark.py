@@ -31,8 +31,8 @@ import torch
 from scipy.stats import spearmanr
 
 from xaiclip.data import phantom
+from xaiclip.data.geometry import display
 from xaiclip.data.slices import window_ct
-from xaiclip.data.volumes import display
 from xaiclip.files import atomic, write_text
 from xaiclip.organs import FLARE22, SIX_CLASSES, organs_of
 from xaiclip.roi import box_of

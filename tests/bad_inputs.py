@@ -23,9 +23,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from xaiclip.data import sheet
+from xaiclip.data.geometry import display
 from xaiclip.data.sheet import Case, read_sheet
 from xaiclip.data.slices import take_slices
-from xaiclip.data.volumes import display, read_volume, restore
+from xaiclip.data.volumes import read_volume, restore
 from xaiclip.errors import CaseError, ConfigError
 
 SHAPE = (9, 8, 7)

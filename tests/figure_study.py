@@ -11,8 +11,8 @@ import torch
 from scipy import ndimage
 from torch.nn.functional import adaptive_avg_pool2d
 
+from xaiclip.data.geometry import Geometry
 from xaiclip.data.slices import Slice, save_slices
-from xaiclip.data.volumes import Geometry
 from xaiclip.errors import Skip
 from xaiclip.evaluate.rows import explanation_rows
 from xaiclip.evaluate.schema import EXPLANATIONS, write_table

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bad_inputs
+from xaiclip.data.nifti import MAX_TRAILING
 from xaiclip.data.sheet import MAX_NAME, read_sheet
-from xaiclip.data.volumes import MAX_TRAILING, read_volume
+from xaiclip.data.volumes import read_volume
 from xaiclip.errors import CaseError, ConfigError
 
 HEADER = "case\timage\tlabel\tmodality\tsplit"

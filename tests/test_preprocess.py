@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from xaiclip.data.geometry import Geometry
 from xaiclip.data.slices import Slice
-from xaiclip.data.volumes import Geometry
 from xaiclip.preprocess import (
     Letterbox,
     PreprocessSettings,

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
+from xaiclip.data.geometry import Geometry
 from xaiclip.data.slices import Slice
-from xaiclip.data.volumes import Geometry
 from xaiclip.errors import Skip
 from xaiclip.organs import SIX_CLASSES
 from xaiclip.preprocess import Letterbox

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from xaiclip.data.geometry import Geometry
 from xaiclip.data.slices import Slice
-from xaiclip.data.volumes import Geometry
 from xaiclip.errors import Skip
 from xaiclip.evaluate.rows import explanation_rows, unreached
 from xaiclip.evaluate.schema import EXPLANATIONS

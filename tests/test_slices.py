@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from xaiclip.data.geometry import Geometry, Volume
 from xaiclip.data.sheet import Case
 from xaiclip.data.slices import (
     choose_slices,
@@ -20,7 +21,6 @@ from xaiclip.data.slices import (
     window_ct,
     window_mr,
 )
-from xaiclip.data.volumes import Geometry, Volume
 from xaiclip.errors import CaseError, Skip
 from xaiclip.organs import FLARE22, SIX_CLASSES
 

@@ -82,7 +82,7 @@ def extract(
                 if getattr(error, "errno", None):  # the disk's fault
                     raise
                 raise CaseError(
-                    f"{archive}: its member '{name}' is damaged; fetch the archive again."
+                    f"its member '{name}' is damaged; fetch the archive again.", archive
                 ) from error
             files.append(path)
     return sorted(files)

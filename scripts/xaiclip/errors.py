@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 
 class ConfigError(ValueError):
@@ -15,8 +22,18 @@ class ConfigError(ValueError):
 class CaseError(ValueError):
     """One case (or slice, or organ) cannot be used: it is left out, the study goes on.
 
-    The message is one sentence that names the file or the organ and the cure.
+    A path may hold a patient's name, so it stands apart from the words: ``str(error)`` has both,
+    for whoever gave the file; what is published has the reason alone.
+
+    Attributes:
+        reason: a sentence about the file (or the organ), which it does not name, with the cure.
+        file: the file it is about; None where there is none.
     """
+
+    def __init__(self, reason: str, file: str | os.PathLike[str] | None = None) -> None:
+        super().__init__(reason if file is None else f"{file}: {reason}")
+        self.reason = reason
+        self.file = None if file is None else Path(file)
 
 
 class StorageError(OSError):
@@ -43,3 +60,31 @@ class Skip:
     def to_dict(self) -> dict[str, str | int | None]:
         """The row as plain builtins."""
         return asdict(self)
+
+
+@contextmanager
+def left_out(
+    skips: list[Skip],
+    case: str,
+    stage: str,
+    slice: int | None = None,
+    organ: str | None = None,
+) -> Iterator[None]:
+    """What goes wrong in the block costs this case (slice, organ) alone: it is added to ``skips``.
+
+    That holds for what nobody foresaw, too, whose traceback goes to the log, and for a machine
+    without memory left. A wrong configuration and a disk that cannot be written to end the job.
+    """
+    try:
+        yield
+    except (ConfigError, StorageError):
+        raise
+    except CaseError as error:
+        _log.warning("%s: %s", case, error.reason)
+        reason = error.reason
+    except Exception as error:
+        _log.exception("%s: unexpected", case)
+        reason = f"unexpected: {type(error).__name__}; the log of the stage has the details."
+    else:
+        return
+    skips.append(Skip(case, stage, reason, slice, organ))

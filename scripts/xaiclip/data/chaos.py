@@ -23,7 +23,8 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from xaiclip.archive import extract
-from xaiclip.data.volumes import read_slices, write_volume
+from xaiclip.data.dicom import read_slices
+from xaiclip.data.volumes import write_volume
 from xaiclip.errors import CaseError
 from xaiclip.organs import FLARE22
 
@@ -80,8 +81,8 @@ def prepare(case: str, source: Path, image: Path, label: Path | None) -> None:
         masks = [file for file in files if file.parent.name == "masks"]
         if not slices or not masks:
             raise CaseError(
-                f"{source}: holds no {root}/{dicom if not slices else ground}; "
-                "fetch the archive again."
+                f"holds no {root}/{dicom if not slices else ground}; fetch the archive again.",
+                source,
             )
         try:
             scan, ordered = read_slices(slices)
@@ -93,12 +94,13 @@ def prepare(case: str, source: Path, image: Path, label: Path | None) -> None:
             # a PNG has its rows first, a stored volume its columns
             labels = np.stack([mask.T for mask in stack], axis=2)
         except ValueError as error:  # CaseError is one: name the archive, not the temporary files
-            raise CaseError(f"{source}, {root}: {_without(str(error), folder)}") from error
+            raise CaseError(f"{root}: {_without(str(error), folder)}", source) from error
     geometry = scan.geometry
     if labels.shape != geometry.shape:
         raise CaseError(
-            f"{source}, {root}: the masks measure {labels.shape[:2]} pixels, the slices "
-            f"{geometry.shape[:2]}; fetch the archive again."
+            f"{root}: the masks measure {labels.shape[:2]} pixels, the slices "
+            f"{geometry.shape[:2]}; fetch the archive again.",
+            source,
         )
     write_volume(image, geometry.from_canonical(scan.array), geometry.affine)
     if label is not None:

@@ -37,6 +37,6 @@ def prepare(case: str, source: Path, image: Path, label: Path | None) -> None:
         for name, target in targets.items():
             file = Path(folder) / name
             if not file.is_file():
-                raise CaseError(f"{source}: holds no '{name}'; fetch the archive again.")
+                raise CaseError(f"holds no '{name}'; fetch the archive again.", source)
             if target is not None:
                 file.replace(target)

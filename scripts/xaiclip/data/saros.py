@@ -36,8 +36,9 @@ def prepare(case: str, source: Path, image: Path, label: Path | None) -> None:
     folder = source / case
     if not (folder / "image.nii.gz").is_file():
         raise CaseError(
-            f"{folder}: holds no image.nii.gz; get the case with SAROS's own download script "
-            "(some collections ask for a signed licence)."
+            "holds no image.nii.gz; get the case with SAROS's own download script (some "
+            "collections ask for a signed licence).",
+            folder,
         )
     scan = read_volume(folder / "image.nii.gz")
     regions = read_volume(folder / "body-regions.nii.gz", label=True)
@@ -45,7 +46,8 @@ def prepare(case: str, source: Path, image: Path, label: Path | None) -> None:
     held = np.flatnonzero((regions.array == ABDOMINAL_CAVITY).any(axis=(0, 1)))
     if held.size < 2:
         raise CaseError(
-            f"{folder}: fewer than two annotated slices show the abdominal cavity; leave it out."
+            "fewer than two annotated slices show the abdominal cavity; leave it out.",
+            folder,
         )
     low, high = int(held[0]), int(held[-1])
     affine = scan.geometry.canonical_affine.copy()

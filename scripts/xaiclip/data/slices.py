@@ -11,15 +11,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from xaiclip.data.geometry import Geometry, Volume, display
 from xaiclip.data.sheet import Case
-from xaiclip.data.volumes import (
-    Geometry,
-    Volume,
-    check_same_grid,
-    display,
-    read_volume,
-    restore,
-)
+from xaiclip.data.volumes import check_same_grid, read_volume, restore
 from xaiclip.errors import CaseError, Skip
 from xaiclip.files import load_arrays, save_arrays
 from xaiclip.organs import organs_of
@@ -88,8 +82,9 @@ def map_labels(
     unknown = [int(value) for value in found if value != 0 and int(value) not in table]
     if unknown:
         raise CaseError(
-            f"{label.path}: holds the label ids {', '.join(map(str, unknown[:8]))}, which "
-            "'data.labels' does not name; add them to it."
+            f"holds the label ids {', '.join(map(str, unknown[:8]))}, which 'data.labels' does not "
+            "name; add them to it.",
+            label.path,
         )
     index = {organ: position for position, organ in enumerate(classes)}
     lookup = np.zeros(int(found.max(initial=0)) + 1, dtype=np.uint8)
@@ -167,7 +162,7 @@ def take_slices(case: Case, settings: Mapping[str, Any]) -> tuple[list[Slice], l
                 settings["policy"], depth, labels, settings.get("index"), settings.get("every", 1)
             )
         except CaseError as error:
-            raise CaseError(f"{case.image}: {error}") from None
+            raise CaseError(error.reason, case.image) from None
     except CaseError as error:
         return [], [Skip(case.name, STAGE, str(error))]
     if case.modality == "CT":

@@ -1,0 +1,130 @@
+"""Where voxels lie, how a slice is shown, and what may not be taken for a volume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
+from numpy.typing import NDArray
+
+from xaiclip.errors import CaseError
+
+#: A larger volume is refused before any memory is taken: 8 times a 512 × 512 × 1000 CT.
+MAX_VOXELS = 2**31
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the voxels of a stored volume lie.
+
+    Attributes:
+        affine: (4, 4) from stored voxel indices to RAS, mm.
+        shape: of the stored array.
+    """
+
+    affine: NDArray[np.float64]
+    shape: tuple[int, int, int]
+
+    @property
+    def _orientation(self) -> NDArray[np.float64]:
+        return np.asarray(io_orientation(self.affine))
+
+    @property
+    def canonical_shape(self) -> tuple[int, int, int]:
+        """Shape of the array in RAS order."""
+        shape = [0, 0, 0]
+        for axis, (target, _) in enumerate(self._orientation):
+            shape[int(target)] = self.shape[axis]
+        return shape[0], shape[1], shape[2]
+
+    @property
+    def canonical_affine(self) -> NDArray[np.float64]:
+        """(4, 4) from canonical voxel indices to RAS, mm."""
+        return np.asarray(self.affine @ inv_ornt_aff(self._orientation, self.shape))
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size along the canonical axes (right, anterior, superior), mm."""
+        x, y, z = (float(size) for size in np.linalg.norm(self.canonical_affine[:3, :3], axis=0))
+        return x, y, z
+
+    def to_canonical(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """A stored array in RAS order."""
+        return np.asarray(apply_orientation(stored, self._orientation))
+
+    def from_canonical(self, canonical: NDArray[Any]) -> NDArray[Any]:
+        """A RAS array in the stored order."""
+        back = ornt_transform(axcodes2ornt("RAS"), self._orientation)
+        return np.asarray(apply_orientation(canonical, back))
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scan or a label map in canonical (RAS) order.
+
+    Attributes:
+        array: (X, Y, Z): float32, or for a label map int32.
+        geometry: of the stored file.
+        path: the file.
+    """
+
+    array: NDArray[Any]
+    geometry: Geometry
+    path: Path
+
+
+def display(plane: NDArray[Any]) -> NDArray[Any]:
+    """A canonical axial plane (X, Y) as (H, W), as a radiologist sees it.
+
+    Row 0 is anterior, column 0 is the patient's right.
+    """
+    return np.ascontiguousarray(plane[::-1, ::-1].T)
+
+
+def check_shape(shape: Sequence[int], path: Path) -> None:
+    if len(shape) < 3 or any(size != 1 for size in shape[3:]):
+        raise CaseError(f"has the shape {times(shape)}; give one 3D volume (one time point).", path)
+    if min(shape[:3]) == 1:
+        raise CaseError(f"is a single slice ({times(shape)}); give a volume.", path)
+
+
+def check_size(shape: Sequence[int], itemsize: int, path: Path, most: int) -> None:
+    """A header must not make us take memory that its file cannot fill."""
+    voxels = int(np.prod(shape, dtype=object))
+    if min(shape) < 1 or voxels > MAX_VOXELS or voxels * itemsize > most:
+        raise CaseError(
+            f"its header claims {times(shape)} voxels, more than the file can hold (or "
+            "than anyone scans); it is damaged or truncated, copy it again.",
+            path,
+        )
+
+
+def check_affine(affine: NDArray[np.float64], path: Path) -> None:
+    spatial = affine[:3, :3]
+    sizes = np.linalg.norm(spatial, axis=0) if np.isfinite(affine).all() else np.zeros(3)
+    if not (sizes > 0).all() or abs(np.linalg.det(spatial / sizes)) < 1e-3:
+        raise CaseError("its affine is singular; write a valid qform or sform.", path)
+    if sizes.max() > 100 or sizes.min() < 0.01:
+        raise CaseError(
+            f"its voxels measure {times(f'{size:.3g}' for size in sizes)} mm; correct the header.",
+            path,
+        )
+
+
+def times(sizes: Iterable[object]) -> str:
+    return " × ".join(map(str, sizes))
+
+
+def first_line(error: BaseException, path: Path) -> str:
+    text = str(error).replace(str(path), path.name).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
