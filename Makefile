@@ -71,7 +71,7 @@ compact: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES) compact
 
 # Time explanations against captum, lime, xaitk-saliency, MONAI and RISE's formula (docs/benchmarks.md)
-benchmark: $(VENV)/.benchmark
+benchmark: $(VENV)/.dev
 	PYTHONPATH=scripts OMP_NUM_THREADS=$(CORES) $(BIN)/python benchmarks/benchmark.py --threads $(CORES)
 
 # Write config/README.md from the schema
@@ -80,24 +80,26 @@ docs: $(VENV)/.run
 
 # Pin every package with its hashes (needs uv)
 lock:
-	for name in requirements requirements-dev requirements-benchmark; do \
-	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-	    --custom-compile-command "make lock" envs/$$name.in --output-file envs/$$name.txt; done
+	$(PYTHON) envs/lock.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: envs/requirements.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --require-hashes -r envs/requirements.txt
+# A lock holds every package, so pip resolves nothing: what is published later cannot change a set-up.
+# Packages that are published as source are built by the pinned setuptools.
+define install
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r envs/requirements-build.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --require-hashes -r $<
+	$(BIN)/python -m pip check
 	touch $@
+endef
 
-$(VENV)/.dev: envs/requirements-dev.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --require-hashes -r envs/requirements-dev.txt
-	touch $@ $(VENV)/.run
+$(VENV)/.run: envs/requirements.txt envs/requirements-build.txt | $(VENV)/bin/python
+	$(install)
 
-$(VENV)/.benchmark: envs/requirements-benchmark.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --require-hashes -r envs/requirements-benchmark.txt
-	touch $@
+$(VENV)/.dev: envs/requirements-dev.txt envs/requirements-build.txt | $(VENV)/bin/python
+	$(install)
+	touch $(VENV)/.run
 
 clean:
 	rm -rf .snakemake results/*/ report.html
