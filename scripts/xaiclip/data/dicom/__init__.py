@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xaiclip.data.dicom.files import Header, read_header, read_headers
+from xaiclip.data.dicom.files import Header, quiet, read_header, read_headers
 from xaiclip.data.dicom.frames import frames_of, lay_out
 from xaiclip.data.dicom.pixels import check_pixels, read_planes
 from xaiclip.data.dicom.segmentation import read_segmentation
@@ -30,6 +30,7 @@ _NO_LABELS = {
 }
 
 
+@quiet()
 def read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Read the scan in a DICOM file, or in the files of a folder.
 
@@ -60,6 +61,7 @@ def read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     return array, affine
 
 
+@quiet()
 def read_dicom_label(
     path: Path, image: Geometry, labels: Mapping[int, str]
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -89,6 +91,7 @@ def read_dicom_label(
     return read_dicom(path)
 
 
+@quiet()
 def read_slices(files: Sequence[Path]) -> tuple[Volume, list[Path]]:
     """Read DICOM files of one slice each as one volume, whatever series they claim to belong to.
 

@@ -19,7 +19,13 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+)
 
 from xaiclip.errors import CaseError
 
@@ -212,7 +218,7 @@ def read_header(file: Path) -> Header:
         return tag in _PIXELS
 
     try:
-        with quiet(), open(file, "rb", buffering=0) as raw, _Patient(raw) as stream:
+        with open(file, "rb", buffering=0) as raw, _Patient(raw) as stream:
             if _syntax(stream) == DeflatedExplicitVRLittleEndian:
                 raise CaseError(
                     "is a deflated DICOM file, which is not read; convert it (dcmconv +te).", file
@@ -220,10 +226,8 @@ def read_header(file: Path) -> Header:
             elements = read_partial(stream, stop, force=True, specific_tags=list(_TAGS))
             beyond = stream.tell() - file.stat().st_size
             cut = beyond > 0 or any(map(_is_short, map(elements.get_item, elements.keys())))
-            syntax = elements.file_meta.get("TransferSyntaxUID") or (
-                pydicom.uid.ImplicitVRLittleEndian
-                if elements.original_encoding[0]
-                else pydicom.uid.ExplicitVRLittleEndian
+            syntax = UID(str(elements.file_meta.get("TransferSyntaxUID") or "")) or (
+                ImplicitVRLittleEndian if elements.original_encoding[0] else ExplicitVRLittleEndian
             )
             if "SOPClassUID" not in elements:
                 elements.SOPClassUID = elements.file_meta.get("MediaStorageSOPClassUID", "")
@@ -231,7 +235,11 @@ def read_header(file: Path) -> Header:
         raise
     except Exception as error:  # a damaged header raises nearly anything
         raise CaseError("is not a readable DICOM file; copy it again.", file) from error
-    header = Header(file, elements, UID(syntax), found[0] if found else None)
+    if not syntax.is_transfer_syntax:
+        raise CaseError(
+            "is encoded in a way that is not read; convert it (dcmconv, gdcmconv --raw).", file
+        )
+    header = Header(file, elements, syntax, found[0] if found else None)
     if not header.pixels and (cut or not header.text("SOPClassUID") or "Image" in header.kind):
         raise CaseError(
             "is a DICOM file that was cut off, or never had pixels; copy it again, or take it out.",

@@ -17,7 +17,7 @@ from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import RLELossless
 
 from xaiclip.data.dicom import decode
-from xaiclip.data.dicom.files import Header, quiet
+from xaiclip.data.dicom.files import Header
 from xaiclip.data.dicom.frames import Frame
 from xaiclip.data.geometry import MAX_VOXELS, check_size
 from xaiclip.errors import CaseError
@@ -40,13 +40,11 @@ def check_pixels(header: Header) -> None:
     file, (start, length) = header.file, header.pixels
     frames = header.whole("NumberOfFrames", default=1)
     shape = (header.whole("Columns"), header.whole("Rows"), frames)
-    bits = header.whole("BitsAllocated")
-    if bits not in (1, 8, 16, 32, 64) or header.whole("SamplesPerPixel", default=1) not in (
-        1,
-        3,
-        4,
-    ):
-        raise CaseError(f"has voxels of {bits} bits; export it again.", file)
+    bits, samples = header.whole("BitsAllocated"), header.whole("SamplesPerPixel", default=1)
+    if bits not in (1, 8, 16, 32, 64) or samples not in (1, 3, 4):
+        raise CaseError(
+            f"has {samples} values of {bits} bits in each voxel; export it again.", file
+        )
     compressed = header.syntax.is_encapsulated
     size = file.stat().st_size
     check_size(shape, max(1, bits // 8), file, size * (MAX_RATIO if compressed else 8))
@@ -55,14 +53,13 @@ def check_pixels(header: Header) -> None:
     if compressed:
         _check_fragments(header, frames, shape[0] * shape[1] * max(1, bits // 8))
         return
-    samples = header.whole("SamplesPerPixel", default=1)
     expected = -(-shape[0] * shape[1] * frames * samples * bits // 8)
     if start + max(length, expected) > size:
         raise CaseError("was cut off; copy it again.", file)
     if length not in (expected, expected + expected % 2):
         raise CaseError(
-            f"has {length} bytes of pixels where its rows, columns and frames make {expected}; "
-            "its header is damaged, export it again.",
+            f"has {length if length >= 0 else 'an unknown number of'} bytes of pixels where its "
+            f"rows, columns and frames make {expected}; its header is damaged, export it again.",
             file,
         )
 
@@ -160,8 +157,24 @@ def _needs_foreign(header: Header) -> bool:
 
 def _own(header: Header) -> Generator[NDArray[Any], None, None]:
     """The frames of a file that pydicom decodes itself."""
-    with quiet():
-        yield from iter_pixels(header.file, raw=True, transfer_syntax_uid=header.syntax)
+    if header.whole("BitsAllocated") == 1 and not header.syntax.is_encapsulated:
+        yield from _bits(header)
+        return
+    yield from iter_pixels(header.file, raw=True, transfer_syntax_uid=header.syntax)
+
+
+def _bits(header: Header) -> Iterator[NDArray[np.uint8]]:
+    """Frames of one bit a pixel, which need not begin with a byte (pydicom wants that of files)."""
+    assert header.pixels is not None
+    shape = header.whole("Rows"), header.whole("Columns")
+    size = shape[0] * shape[1]
+    with open(header.file, "rb") as stream:
+        for index in range(header.whole("NumberOfFrames", default=1)):
+            first, skipped = divmod(index * size, 8)
+            stream.seek(header.pixels[0] + first)
+            packed = np.frombuffer(stream.read((skipped + size + 7) // 8), np.uint8)
+            bits = np.unpackbits(packed, count=skipped + size, bitorder="little")
+            yield bits[skipped:].reshape(shape)
 
 
 def _foreign(headers: Sequence[Header]) -> Generator[NDArray[Any], None, None]:
