@@ -24,6 +24,7 @@ MAX_LABEL = 2**24
 
 _NIFTI = (".nii", ".nii.gz")
 _ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
+_DICOM = (".dcm", ".dicom")
 
 
 def read_volume(path: str | os.PathLike[str], *, label: bool = False) -> Volume:
@@ -46,7 +47,8 @@ def read_volume(path: str | os.PathLike[str], *, label: bool = False) -> Volume:
         raise CaseError("there is no such file; correct the path in the sample sheet.", path)
     if not path.is_dir() and not path.is_file():  # reading a pipe or a device may never end
         raise CaseError("is neither a file nor a folder; give one of them.", path)
-    if path.is_dir():
+    stored: NDArray[Any]
+    if path.is_dir() or name.endswith(_DICOM):
         stored, affine = read_dicom(path)
     elif name.endswith(_NIFTI):
         stored, affine = read_nifti(path)
