@@ -123,8 +123,8 @@ def _markdown(frame: pd.DataFrame, shared: float, confidence: float, missing: st
     return join(
         [
             "# Table III: explanations with and without ROI guidance",
-            f"{intro(confidence)} Guidance `full` is the paper's \"traditional\", "
-            "`roi` is its \"XAI-CLIP\"; Δ rows are roi − full, paired by slice and organ, with "
+            f'{intro(confidence)} Guidance `full` is the paper\'s "traditional", '
+            '`roi` is its "XAI-CLIP"; Δ rows are roi − full, paired by slice and organ, with '
             "Wilcoxon's signed-rank p over cases.",
             "## Fidelity and localization",
             lay_out(frame, rows, names, quality, DIFFERENCE),
@@ -171,7 +171,7 @@ def _notes_on_cost(shared: float) -> list[str]:
         "are shared by its variants, so they compare nothing. They are in "
         "`metrics/explanations.parquet`.",
         "The paper's Δ rows are relative changes, printed with a plus where they are savings. Its "
-        "text's \"10,000 patches\" fit no grid in it (225 windows at 512 px).",
+        'text\'s "10,000 patches" fit no grid in it (225 windows at 512 px).',
     ]
 
 
