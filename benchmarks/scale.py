@@ -156,10 +156,12 @@ def tables(folder: Path) -> Iterator[Measure]:
     took, _ = timed(sys.executable, "-c", code, stdin="\n".join(paths))
     rows = pq.read_metadata(out).num_rows
     yield {"part": "explanations.parquet", "cases": cases, "cases_per_job": size, "n": rows, **took}
-    code = "from xaiclip.report.tables import *; "
-    code += f"rows = read_rows({str(out)!r}, EXPLANATION_COLUMNS); "
-    for name in ("table3", "table3_variants"):
-        took, _ = timed(sys.executable, "-c", f"{code}{name}(rows, resamples=5000)")
+    tables = "from xaiclip.report.tables"
+    code = f"{tables}.data import read_rows; {tables}.explanations import COLUMNS; "
+    code += f"rows = read_rows({str(out)!r}, COLUMNS); "
+    for module, name in (("explanations", "table3"), ("variants", "table3_variants")):
+        call = f"{tables}.{module} import {name}; {name}(rows, resamples=5000)"
+        took, _ = timed(sys.executable, "-c", code + call)
         yield {"part": name, "cases": cases, "n": rows, **took}
 
 

@@ -19,6 +19,7 @@ from xaiclip.data.sheet import Case, read_sheet
 from xaiclip.errors import ConfigError, StorageError
 from xaiclip.files import check_writable
 from xaiclip.organs import organs_of
+from xaiclip.seeds import derived
 
 
 def made_cases():
@@ -259,8 +260,7 @@ def code(script, *also):
 @cache
 def seed_of(*parts):
     """A seed of its own for each named thing, from the study's seed."""
-    text = ":".join(str(part) for part in (config["seed"], *parts))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+    return derived(config["seed"], *parts)
 
 
 @cache

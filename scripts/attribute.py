@@ -36,6 +36,7 @@ with job(snakemake) as log:
             organs=cfg["organs"],
             method=cfg["method"],
             guidance=cfg["guidance"],
+            prompt=cfg["prompt"],
             seed=cfg["seed"],
             segmented={
                 organ: segmented.get(f"{item.key}/{organ}/{cfg['prompt']}")

@@ -9,10 +9,10 @@ with job(snakemake) as log:
     import torch
 
     from xaiclip.device import set_threads
-    from xaiclip.evaluate.cost import measure, segmenter_cost
+    from xaiclip.evaluate.cost import localizer_cost, segmenter_cost
     from xaiclip.files import write_json
     from xaiclip.localizer.backbone import BackboneSettings
-    from xaiclip.localizer.model import SHIFTS, SIZE, load_localizer
+    from xaiclip.localizer.model import load_localizer
     from xaiclip.segmenters.base import Prompts
     from xaiclip.segmenters.loading import load_segmenter
 
@@ -26,12 +26,11 @@ with job(snakemake) as log:
     forward = segmenter_cost(segmenter, Prompts(organs, boxes))
     backbone = BackboneSettings(cfg["backbone"], cfg["pretrained"])
     localizer = load_localizer(Path(snakemake.input.localizer[0]), backbone)
-    slice_ = torch.zeros((len(SHIFTS), SIZE, SIZE), dtype=torch.uint8)
     cost = {
         "encode": asdict(forward.encode),
         "decode": asdict(forward.decode),
         "decoded_organs": len(organs),
-        "localizer": asdict(measure(localizer, slice_, [localizer])),
+        "localizer": asdict(localizer_cost(localizer)),
         "device": str(segmenter.device),
         "precision": segmenter.precision,
     }

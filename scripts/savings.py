@@ -6,7 +6,7 @@ with job(snakemake) as log:
     from xaiclip.evaluate.savings import savings, summarise
     from xaiclip.explain.store import load_scores
     from xaiclip.files import atomic
-    from xaiclip.report.tables import pipe_table
+    from xaiclip.report.markdown import pipe_table
 
     cfg = snakemake.params.cfg
     rows = []

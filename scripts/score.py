@@ -8,7 +8,7 @@ with job(snakemake) as log:
     from xaiclip.explain.runner import Run, Target, score_batch
     from xaiclip.explain.store import save_frame, save_scores
     from xaiclip.preprocess import load_preprocessed
-    from xaiclip.roi import SOURCES_OF_GUIDANCE, load_rois
+    from xaiclip.roi import SOURCES_OF_GUIDANCE, SOURCES_OF_PROMPT, load_rois
     from xaiclip.segmenters.loading import load_segmenter
 
     cfg = snakemake.params.cfg
@@ -17,7 +17,7 @@ with job(snakemake) as log:
     rois, _ = load_rois(snakemake.input.roi)
     enhanced = {piece.key: piece for piece in load_preprocessed(snakemake.input.preprocessed)}
     source = SOURCES_OF_GUIDANCE[cfg["guidance"]]
-    prompt = {"roi": "localizer", "reference": "reference"}[cfg["prompt"]]
+    prompt = SOURCES_OF_PROMPT[cfg["prompt"]]
     targets = []
     for item in slices:
         of_organ = {organ: rois[item.key][organ] for organ in cfg["organs"]}

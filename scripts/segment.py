@@ -8,7 +8,7 @@ with job(snakemake) as log:
     from xaiclip.errors import Skip
     from xaiclip.files import save_arrays
     from xaiclip.preprocess import load_preprocessed
-    from xaiclip.roi import load_rois
+    from xaiclip.roi import SOURCES_OF_PROMPT, load_rois
     from xaiclip.segmenters.loading import load_segmenter
     from xaiclip.segmenters.predict import segment_slice
 
@@ -23,7 +23,7 @@ with job(snakemake) as log:
         image = item.image
         if cfg["segmenter"]["input"] == "preprocessed":
             image = enhanced[item.key].on_slice_grid()
-        for prompt, source in (("roi", "localizer"), ("reference", "reference")):
+        for prompt, source in SOURCES_OF_PROMPT.items():
             boxes = {
                 organ: rois[item.key][organ][source].box
                 for organ in cfg["organs"]

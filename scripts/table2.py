@@ -5,7 +5,9 @@ from _job import job
 with job(snakemake):
     from xaiclip.evaluate.localization import PooledAuc
     from xaiclip.files import load_arrays
-    from xaiclip.report.tables import LOCALIZER_COLUMNS, read_rows, read_skips, table2, write
+    from xaiclip.report.tables.data import read_rows, write
+    from xaiclip.report.tables.left_out import read_skips
+    from xaiclip.report.tables.localizer import COLUMNS, table2
 
     cfg = snakemake.params.cfg
     pooled = {}
@@ -14,7 +16,7 @@ with job(snakemake):
         one = PooledAuc(cfg["classes"], load_arrays(path)[0]["counts"])
         pooled[variant] = pooled[variant] + one if variant in pooled else one
     table = table2(
-        read_rows(snakemake.input.localizer, LOCALIZER_COLUMNS),
+        read_rows(snakemake.input.localizer, COLUMNS),
         pooled={variant: counts.auc() for variant, counts in pooled.items()},
         skips=read_skips(snakemake.input.skipped, cfg["cases"]),
         seed=cfg["seed"],

@@ -3,17 +3,13 @@
 from _job import job
 
 with job(snakemake):
-    from xaiclip.report.tables import (
-        EXPLANATION_COLUMNS,
-        read_rows,
-        read_skips,
-        table3,
-        table3_variants,
-        write,
-    )
+    from xaiclip.report.tables.data import read_rows, write
+    from xaiclip.report.tables.explanations import COLUMNS, table3
+    from xaiclip.report.tables.left_out import read_skips
+    from xaiclip.report.tables.variants import table3_variants
 
     cfg, out = snakemake.params.cfg, snakemake.output
-    rows = read_rows(snakemake.input.explanations, EXPLANATION_COLUMNS)
+    rows = read_rows(snakemake.input.explanations, COLUMNS)
     common = {
         "skips": read_skips(snakemake.input.skipped, cfg["cases"]),
         "seed": cfg["seed"],

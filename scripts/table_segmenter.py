@@ -3,17 +3,13 @@
 from _job import job
 
 with job(snakemake):
-    from xaiclip.report.tables import (
-        SEGMENTER_COLUMNS,
-        read_rows,
-        read_skips,
-        segmenter_table,
-        write,
-    )
+    from xaiclip.report.tables.data import read_rows, write
+    from xaiclip.report.tables.left_out import read_skips
+    from xaiclip.report.tables.segmenter import COLUMNS, segmenter_table
 
     cfg = snakemake.params.cfg
     table = segmenter_table(
-        read_rows(snakemake.input.segmenter, SEGMENTER_COLUMNS),
+        read_rows(snakemake.input.segmenter, COLUMNS),
         skips=read_skips(snakemake.input.skipped, cfg["cases"]),
         seed=cfg["seed"],
         **cfg["statistics"],

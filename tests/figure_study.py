@@ -134,6 +134,7 @@ def make_study(
                     organs=ORGANS,
                     method=name,
                     guidance=guidance,
+                    prompt="roi",
                     seed=0,
                     segmented=mine,
                     reference={

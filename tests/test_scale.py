@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from xaiclip.evaluate.schema import EXPLANATIONS, concat_tables
-from xaiclip.report.tables import EXPLANATION_COLUMNS, read_rows, table3, table3_variants
+from xaiclip.report.tables.data import read_rows
+from xaiclip.report.tables.explanations import COLUMNS, table3
+from xaiclip.report.tables.variants import table3_variants
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import scale
@@ -26,7 +28,7 @@ def test_simulated_parts_become_the_tables_of_a_study(tmp_path):
     concat_tables(paths, out, EXPLANATIONS)
     # five organs; values times variants of occlusion, LIME and RISE; two guidances
     assert pq.read_metadata(out).num_rows == 2 * 5 * 2 * (1 + 4 + 3) * 2
-    rows = read_rows(out, EXPLANATION_COLUMNS)
+    rows = read_rows(out, COLUMNS)
     assert set(table3(rows, resamples=50).frame.n_cases) >= {2}
     assert len(table3_variants(rows, resamples=50).frame) > 0
 

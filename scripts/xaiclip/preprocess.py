@@ -120,6 +120,9 @@ def enhance(
 
     Equation 1 marks the *background* with 1, as equations 2 and 8 read it. An image without
     foreground, or with a constant one, is returned as it is: there is nothing to stretch.
+    Equations 5 to 7 are OpenCV's CLAHE. It maps a value to its share of the tile's (clipped)
+    histogram, CDF · 255 / pixels: it does not subtract CDF_min, as equation 7 does, so the darkest
+    value of a tile need not become 0.
 
     Args:
         image: uint8 (H, W).

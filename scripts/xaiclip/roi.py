@@ -31,6 +31,9 @@ SOURCES_OF_GUIDANCE: Mapping[str, str | None] = {
     "roi_body": "body",
 }
 
+#: The source of the box that each ``explain.prompt`` stands for.
+SOURCES_OF_PROMPT: Mapping[str, str] = {"roi": "localizer", "reference": "reference"}
+
 
 @dataclass(frozen=True)
 class RoiSettings:

@@ -20,7 +20,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from xaiclip.localizer.model import SIZE, predict
+
 if TYPE_CHECKING:
+    from xaiclip.localizer.model import Localizer
     from xaiclip.segmenters.base import Prompts, Segmenter
 
 
@@ -56,11 +59,11 @@ class SegmenterCost:
 
 
 def measure(function: Callable[[Any], Any], sample: Any, modules: Iterable[nn.Module]) -> Gflops:
-    """Count the operations of ``function(sample)``.
+    """Count the operations of ``function(sample)``, all images of the sample together.
 
     Args:
-        sample: one argument with a leading batch axis of length 1, on a real device (tensors on
-            ``meta`` take other paths through PyTorch and are miscounted).
+        sample: one argument, on a real device (tensors on ``meta`` take other paths through
+            PyTorch and are miscounted).
         modules: the networks that the function runs, which the ``pytorch`` backend hooks; they
             are left in evaluation mode.
 
@@ -81,7 +84,9 @@ def measure(function: Callable[[Any], Any], sample: Any, modules: Iterable[nn.Mo
             macs, _ = get_model_complexity_info(
                 call,
                 (1,),
-                input_constructor=lambda _: sample,
+                # the pytorch backend divides what modules do by the length of its input, and not
+                # what functions do: in a tuple of one, both are those of the whole sample
+                input_constructor=lambda _: (sample,),
                 backend=backend,
                 as_strings=False,
                 print_per_layer_stat=False,
@@ -107,6 +112,13 @@ def segmenter_cost(segmenter: Segmenter, prompts: Prompts) -> SegmenterCost:
     )
 
 
+def localizer_cost(localizer: Localizer) -> Gflops:
+    """Count what `xaiclip.localizer.model.predict` does for one slice: four forwards, each with the
+    prompts anew."""
+    slice_ = np.zeros((1, SIZE, SIZE), np.uint8)
+    return measure(lambda images: predict(localizer, images), slice_, [localizer])
+
+
 def networks(holder: object) -> list[nn.Module]:
     """The network that ``holder`` is, or those that its attributes hold."""
     if isinstance(holder, nn.Module):
@@ -123,8 +135,8 @@ class _Call(nn.Module):
         self.call = (function,)
         self.networks = nn.ModuleList(modules)
 
-    def forward(self, sample: Any) -> Any:
-        return self.call[0](sample)
+    def forward(self, sample: tuple[Any]) -> Any:
+        return self.call[0](*sample)
 
 
 def _decomposed(function: Callable[[Any], Any]) -> Callable[[Any], Any]:

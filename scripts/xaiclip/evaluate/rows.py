@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from xaiclip.errors import Skip
 from xaiclip.evaluate.explanation import fidelity, localization_columns
 from xaiclip.evaluate.overlap import dice
+from xaiclip.roi import SOURCES_OF_PROMPT
 
 if TYPE_CHECKING:
     from xaiclip.data.slices import Slice
@@ -24,7 +25,6 @@ GUIDANCES: Mapping[str, tuple[str, str | None]] = {
     "roi_reference": ("roi", "reference"),
     "roi_body": ("roi", "body"),
 }
-
 
 def unreached(
     cases: Sequence[Mapping[str, Any]], slices: Sequence[Slice], skips: Sequence[Skip]
@@ -58,6 +58,7 @@ def explanation_rows(
     organs: Sequence[str],
     method: str,
     guidance: str,
+    prompt: str,
     seed: int,
     segmented: Mapping[str, NDArray[np.bool_] | None],
     reference: Mapping[str, NDArray[np.bool_] | None],
@@ -73,11 +74,13 @@ def explanation_rows(
         attributions: its maps.
         skips: what was left out of it, and why.
         organs: all organs of the study; each gets a row.
-        method, guidance, seed: as configured.
+        method, guidance, prompt, seed: as configured; ``prompt`` is ``roi`` where the localizer
+            gave the box that prompts the segmenter, else ``reference``.
         segmented: (H, W) segmentation of each organ on the slice grid, None where there is none.
         reference: (512, 512) reference of each organ on the canonical grid, or None.
         seconds_aggregate: of making all maps of the slice.
-        seconds_roi: of the localizer on this slice; counts where it gave the ROI.
+        seconds_roi: of the localizer on this slice; counts where the map needs it, for its ROI or
+            for the prompt's box.
         cost: what ``cost.json`` holds.
 
     Returns:
@@ -108,7 +111,7 @@ def explanation_rows(
         for organ in organs
         if organ not in explained
     ]
-    by_localizer = source == "localizer"
+    by_localizer = "localizer" in (source, SOURCES_OF_PROMPT[prompt])
     for one in attributions:
         assert scores is not None
         position = scores.context.organs.index(one.organ)

@@ -49,8 +49,9 @@ SEGMENTER = _schema(
 )
 
 #: One row: case × slice × organ × method × guidance × variant × value function. Forwards, GFLOPs
-#: and seconds are those of the slice, which ``shared_by`` organs share; ``rho`` and ``n_patch``
-#: are the organ's, ``rho_union`` is the slice's.
+#: and seconds are those of the slice, which ``shared_by`` organs share, the localizer's included
+#: where it gave the ROI or the prompt's box. ``rho`` and ``n_patch`` are the organ's;
+#: ``rho_union``, the share for all organs' ROIs together, is the slice's: forwards hang on it.
 EXPLANATIONS = _schema(
     (_TEXT, "case"),
     (_INT, "slice"),

@@ -47,7 +47,12 @@ DEFAULTS = TrainingSettings()
 
 
 def dice_ce(logits: Tensor, labels: Tensor, eps: float = 1.0) -> Tensor:
-    """Equations 9–11: 1 − macro Dice + mean cross-entropy, over the labelled pixels of a batch.
+    """Equation 9: 1 − macro Dice + mean cross-entropy, over the labelled pixels of a batch.
+
+    The paper prints something else than its text. Equation 10 pools all classes into one ratio, in
+    which large ones outweigh small ones, and has ε in the denominator alone; its text averages over
+    classes, as this does. Equation 11 sums over the pixels, so its weight against Dice would grow
+    with the image; this is the mean.
 
     Args:
         logits: (B, C, H, W).

@@ -2,7 +2,8 @@
 
 Brighter always means more, in colour and in grey print: the lightness of both colour maps rises
 steadily. Organs differ in colour (Okabe and Ito's palette), in line style and by their name.
-Pictures are drawn in millimetres, so pixels that are not square keep their shape.
+Pictures are drawn in millimetres, so pixels that are not square keep their shape. Words are shown
+letter by letter, whatever names hold: no figure reads them as mathematics.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.colors import ListedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -31,6 +32,7 @@ from skimage.segmentation import find_boundaries
 from xaiclip.data.slices import Slice
 from xaiclip.files import atomic
 from xaiclip.organs import organs_of
+from xaiclip.report.words import plain
 
 WIDTH = 7.16  # inches: two columns of a journal page
 STYLE: dict[Any, Any] = {
@@ -55,6 +57,7 @@ STYLE: dict[Any, Any] = {
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "savefig.facecolor": "white",
+    "text.parse_math": False,
 }
 
 _COLOURS = ("#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#F0E442")
@@ -102,23 +105,23 @@ class Organs:
     @staticmethod
     def short(organ: str) -> str:
         """``right kidney`` → ``RK``, ``liver`` → ``Li``."""
-        words = organ.split()
+        words = plain(organ).split()
         letters = [word[0].upper() for word in words]
-        return "".join(letters) if len(words) > 1 else organ[:2].capitalize()
+        return "".join(letters) if len(words) > 1 else "".join(words)[:2].capitalize()
 
-    def handles(self, organs: Iterable[str], *, markers: bool = False) -> list[Line2D]:
-        """Legend entries."""
+    def handles(self, organs: Iterable[str]) -> list[Line2D]:
+        """Legend entries with each organ's marker."""
         return [
             Line2D(
                 [],
                 [],
                 color=self.colour(organ),
-                linestyle="none" if markers else self.line(organ),
-                marker=self.marker(organ) if markers else "none",
+                linestyle="none",
+                marker=self.marker(organ),
                 markeredgecolor="black",
                 markeredgewidth=0.4,
                 markersize=4.5,
-                label=organ if markers else f"{organ} ({self.short(organ)})",
+                label=plain(organ),
             )
             for organ in organs
         ]
@@ -136,7 +139,7 @@ def new_figure(
     """An empty figure of the page's width and a height in inches, on Agg's canvas."""
     figure = Figure(figsize=(WIDTH, height), layout=layout)
     FigureCanvasAgg(figure)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    figure.suptitle(plain(title), x=0.01, ha="left", weight="bold")
     return figure
 
 
@@ -157,7 +160,7 @@ def picture_grid(
 def sentence_figure(title: str, sentence: str) -> Figure:
     """A figure that only says why there is nothing to show."""
     figure = new_figure(title, 1.6)
-    text = textwrap.fill(sentence, 100)
+    text = textwrap.fill(plain(sentence), 100)
     figure.text(0.5, 0.45, text, ha="center", va="center", size=9, color="0.25")
     return figure
 
@@ -177,7 +180,31 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: float) -> None:
 
 def letter(axes: Axes, index: int, title: str) -> None:
     """A panel's title, after its letter: 0 → (a)."""
-    axes.set_title(f"$\\bf{{({chr(ord('a') + index)})}}$ {title}", pad=3)
+    # the only mathematics: a title has one weight, and the letter's is another
+    words = plain(title).replace("$", r"\$")
+    text = axes.set_title(f"$\\bf{{({chr(ord('a') + index)})}}$ {words}", pad=3)
+    text.set_parse_math(True)
+
+
+def side_title(axes: Axes, words: str) -> None:
+    """Words along the left edge of a panel."""
+    axes.text(
+        -0.06, 0.5, plain(words), transform=axes.transAxes, rotation=90, ha="right", va="center"
+    )
+
+
+def legend(figure: Figure, handles: Sequence[Line2D | Patch], title: str = "", columns: int = 6
+           ) -> None:  # fmt: skip
+    """The figure's legend, below its panels."""
+    for handle in handles:
+        handle.set_label(plain(str(handle.get_label())))
+    figure.legend(
+        handles=list(handles),
+        loc="outside lower center",
+        ncols=columns,
+        title=plain(title) or None,
+        title_fontsize=7.5,
+    )
 
 
 # --- pictures ------------------------------------------------------------------------------------
@@ -309,12 +336,12 @@ def write(axes: Axes, item: Slice, mask: NDArray[np.bool_], words: str) -> None:
         row, column = item.spacing
         scale_y = row * item.image.shape[0] / mask.shape[0]
         scale_x = column * item.image.shape[1] / mask.shape[1]
-        _text(axes, x * scale_x, y * scale_y, words, ha="center", va="center", size=6.5)
+        _text(axes, x * scale_x, y * scale_y, plain(words), ha="center", va="center", size=6.5)
 
 
 def note(axes: Axes, words: str) -> None:
     """A sentence over a picture."""
-    text = textwrap.fill(words, 30)
+    text = textwrap.fill(plain(words), 30)
     _text(axes, 0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", size=7)
 
 
@@ -327,6 +354,7 @@ def colour_bar(
     below: bool = False,
 ) -> None:
     """A colour bar beside (or below) one or more panels; pointed where values go on."""
+    label = plain(label)
     values: NDArray[Any] = np.ma.compressed(np.ma.asarray(mappable.get_array()))
     norm = mappable.norm
     low, high = (values < norm.vmin).any(), (values > norm.vmax).any()
