@@ -116,7 +116,7 @@ def test_a_map_is_scored_against_its_own_organ(item, organ):
     assert row["localization_dice_gt_chance"] == pytest.approx(reference.mean())
     assert row["pointing_gt"] == pytest.approx(reference[HEAT[organ] == HEAT[organ].max()].mean())
     assert row["baseline_dice_gt"] == pytest.approx(
-        overlap(SEGMENTED[organ], LABEL == 1 + ORGANS.index(organ))
+        overlap(SEGMENTED[organ], item.label == 1 + ORGANS.index(organ))
     )
     of_organ = SCORES[MEMBERS[:, position], position]
     assert row["fidelity_iou"] == pytest.approx(of_organ[:, 1].mean())
