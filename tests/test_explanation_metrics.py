@@ -87,6 +87,19 @@ def test_a_domain_smaller_than_the_target_is_taken_whole() -> None:
     assert scores["dice_chance"] == pytest.approx(scores["dice"])
 
 
+def test_the_area_is_that_of_the_whole_target_not_of_its_part_in_the_maps_domain() -> None:
+    """A target of 6, of which 2 are in the domain of 8: 6 pixels are taken, 2 of them right."""
+    heat, target = np.full((5, 4), NAN), np.zeros((5, 4), bool)
+    heat[:2] = np.arange(8).reshape(2, 4)  # the highest pixels are the last ones
+    target[1, 2:], target[3] = True, True
+    assert area_matched(heat, target).sum() == 6
+    scores = localization(heat, target)
+    assert scores["dice"] == pytest.approx(2 * 2 / 12)
+    assert scores["iou"] == pytest.approx(2 / 10)
+    assert scores["dice_chance"] == pytest.approx(2 * (6 * 2 / 8) / 12)
+    assert scores["pointing"] == 1
+
+
 @pytest.mark.parametrize(
     ("heat", "target"),
     [(np.full((4, 4), NAN), np.ones((4, 4), bool)), (np.ones((4, 4)), np.zeros((4, 4), bool))],
@@ -94,6 +107,25 @@ def test_a_domain_smaller_than_the_target_is_taken_whole() -> None:
 )
 def test_nothing_to_compare(heat: np.ndarray, target: np.ndarray) -> None:
     assert all(map(math.isnan, localization(heat, target).values()))
+
+
+def test_each_column_is_of_its_own_target_and_measure() -> None:
+    """A map of two levels, a prediction and a reference that overlap it differently."""
+    heat = np.zeros((6, 10))
+    heat[:, :4], heat[:, 4:6] = 2, 1  # 24 pixels, then 12
+    prediction, reference = np.zeros((6, 10), bool), np.zeros((6, 10), bool)
+    prediction[:, 2:6], reference[:, 1:4] = True, True  # 24 and 18 pixels, 12 and 18 in the top
+    columns = localization_columns(heat, prediction, reference)
+    assert columns["localization_dice_pred"] == pytest.approx(24 / 48)
+    assert columns["localization_iou_pred"] == pytest.approx(12 / 36)
+    assert columns["localization_dice_pred_chance"] == pytest.approx(24 / 60)
+    assert columns["pointing_pred"] == pytest.approx(12 / 24)
+    assert columns["localization_dice_gt_chance"] == pytest.approx(18 / 60)
+    assert columns["pointing_gt"] == pytest.approx(18 / 24)
+    found = area_matched(heat, reference)  # 18 of 24 ties
+    hits = int((found & reference).sum())
+    assert columns["localization_dice_gt"] == pytest.approx(hits / 18)
+    assert columns["localization_iou_gt"] == pytest.approx(hits / (36 - hits))
 
 
 def test_columns_are_those_of_the_schema() -> None:
@@ -121,7 +153,7 @@ def test_rank_correlation() -> None:
     assert rank_correlation(a, a**3) == pytest.approx(1)
     a[0] = NAN
     expected = spearmanr(a[1:].ravel(), b[1:].ravel()).statistic
-    assert rank_correlation(a, b) == pytest.approx(expected)
+    assert rank_correlation(a, b) == rank_correlation(b, a) == pytest.approx(expected)
     assert math.isnan(rank_correlation(a, np.ones((6, 6))))
     assert math.isnan(rank_correlation(np.full((6, 6), NAN), b))
 
@@ -136,3 +168,13 @@ def test_fidelity_is_the_mean_over_member_forwards() -> None:
     rows = fidelity(scores, members, values)
     assert rows[0] == {"fidelity_dice": 0.75, "fidelity_iou": 0.625}
     assert all(math.isnan(value) for row in rows[1:] for value in row.values())
+
+
+def test_fidelity_is_of_each_organs_own_forwards() -> None:
+    """Three organs: the last one's scores, over the last one's members."""
+    scores = np.arange(4 * 3 * 2, dtype=np.float32).reshape(4, 3, 2)
+    members = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 1, 1]], bool)
+    rows = fidelity(scores, members, ["hard_iou", "hard_dice"])
+    for organ, row in enumerate(rows):
+        mine = scores[members[:, organ], organ]
+        assert row == {"fidelity_iou": mine[:, 0].mean(), "fidelity_dice": mine[:, 1].mean()}

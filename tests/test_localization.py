@@ -37,6 +37,20 @@ def test_a_perfect_map() -> None:
     assert all(row["dice"] == row["auc_roc"] == 1 for row in localizer_scores(prob, label, CLASSES))
 
 
+def test_dice_is_of_the_most_probable_class_and_auc_of_the_probability() -> None:
+    """By hand: a class can win below one half, and be ranked right where it never wins."""
+    label = np.array([[1, 1, 0, 2]], np.uint8)
+    prob = np.array(
+        [[[0.30, 0.41, 0.60, 0.4]], [[0.40, 0.39, 0.30, 0.4]], [[0.30, 0.20, 0.10, 0.2]]],
+        np.float32,
+    )  # winners: liver, background, background, background
+    background, liver, spleen = localizer_scores(prob, label, CLASSES)
+    assert [row["dice"] for row in (background, liver, spleen)] == pytest.approx([1 / 2, 2 / 3, 0])
+    # liver: 0.40 and 0.39 against 0.30 and 0.4 (a tie); spleen: 0.2 against 0.3, 0.2 (tie), 0.1
+    assert liver["auc_roc"] == pytest.approx((1 + 0.5 + 1 + 0) / 4)
+    assert spleen["auc_roc"] == pytest.approx((0 + 0.5 + 1) / 3)
+
+
 def test_absent_and_omnipresent_classes_have_no_score() -> None:
     prob, _ = example(1)
     rows = localizer_scores(prob, np.zeros(prob.shape[1:], np.uint8), CLASSES)
@@ -68,7 +82,11 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 1000), st.sampled_from([0.1, 1.0, 6.0]))
 def test_pooled_auc_is_that_of_all_pixels(seed: int, noise: float) -> None:
-    parts = [example(seed + k, noise=noise) for k in range(3)]
+    # as the maps are stored
+    parts = [
+        (prob.astype(np.float16), label)
+        for prob, label in (example(seed + k, noise=noise) for k in range(3))
+    ]
     pooled = PooledAuc(CLASSES)
     for prob, label in parts:
         pooled.update(prob, label)

@@ -74,6 +74,36 @@ def test_surface_distances_equal_monai() -> None:
     assert ours["assd_mm"] == pytest.approx(assd.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("move", "spacing", "mm"),
+    [
+        ((3, 0), (1, 2), 3),
+        ((0, 3), (1, 2), 6),
+        ((3, 0), (0.7, 1.9), 2.1),
+        ((0, 3), (0.7, 1.9), 5.7),
+    ],
+)
+def test_distances_are_along_the_axis_of_their_spacing(move, spacing, mm) -> None:
+    """A bar moved along its short side: every outline pixel is `move` away, in mm of that axis."""
+    long = (1, 12) if move[0] else (12, 1)
+    a, b = np.zeros((20, 24), bool), np.zeros((20, 24), bool)
+    a[4 : 4 + long[0], 5 : 5 + long[1]] = True
+    b[4 + move[0] : 4 + move[0] + long[0], 5 + move[1] : 5 + move[1] + long[1]] = True
+    found = surface_distances(a, b, spacing)
+    assert found == pytest.approx({"hd95_mm": mm, "assd_mm": mm})
+
+
+def test_the_larger_of_the_two_directions_counts() -> None:
+    """From a small mask to a large one around it, and back; percentiles of each by themselves."""
+    small, large = np.zeros((1, 101), bool), np.zeros((1, 101), bool)
+    small[0, :2], large[0, ::20] = True, True  # 2 outline pixels, and 6
+    found = surface_distances(small, large)
+    there, back = [0, 1], [0, 19, 39, 59, 79, 99]
+    assert found["hd95_mm"] == pytest.approx(np.percentile(back, 95))
+    assert found["assd_mm"] == pytest.approx((sum(there) + sum(back)) / 8)
+    assert surface_distances(large, small) == found
+
+
 def test_surface_distance_of_shifted_square() -> None:
     a, b = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
     a[5:10, 5:10] = b[5:10, 8:13] = True

@@ -51,7 +51,7 @@ def test_bootstrap_is_seeded_and_brackets_the_mean(values: list[float], seed: in
 def test_too_few_cases_have_no_interval(values: list[float], mean: float, n: int) -> None:
     estimate = bootstrap_mean(values)
     assert estimate.n == n
-    assert estimate.mean == mean or math.isnan(mean)
+    assert estimate.mean == pytest.approx(mean, nan_ok=True)
     assert math.isnan(estimate.low)
     assert math.isnan(estimate.high)
 
@@ -74,6 +74,9 @@ def test_no_p_without_enough_differences(differences: list[float]) -> None:
 
 def test_p_from_six_on() -> None:
     assert wilcoxon_p([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]) == pytest.approx(2 / 64)
+    # zeros and unknown differences are no differences
+    some = [0.1, -0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    assert wilcoxon_p([*some, 0.0, 0.0, math.nan]) == wilcoxon_p(some)
 
 
 def rows(*items: tuple[str, int | None, str, float]) -> pd.DataFrame:
@@ -101,6 +104,27 @@ def test_only_pairs_are_compared() -> None:
     assert result.before == pytest.approx(0.45)
     assert result.relative == pytest.approx(0.25 / 0.45)
     assert math.isnan(result.p)
+
+
+def test_pairs_are_of_the_same_slice_and_cases_count_once() -> None:
+    """Case a has two slices and two organs, case b one of each; exact, by hand."""
+    full = rows(
+        ("a", 1, "liver", 0.1),
+        ("a", 2, "liver", 0.5),
+        ("a", 1, "spleen", 0.4),
+        ("b", 1, "liver", 0.9),
+    )
+    roi = rows(
+        ("a", 3, "liver", 0.0),  # full lacks this slice
+        ("a", 2, "liver", 0.7),
+        ("a", 1, "spleen", 0.1),
+        ("b", 1, "liver", 0.8),
+    )
+    result = compare(full, roi, "dice", "organ")
+    # a: the mean of +0.2 (liver) and -0.3 (spleen); b: -0.1
+    assert result.difference.mean == pytest.approx((-0.05 - 0.1) / 2)
+    assert result.before == pytest.approx(((0.5 + 0.4) / 2 + 0.9) / 2)
+    assert result.difference.n == 2
 
 
 def test_rows_without_a_slice_index_are_paired() -> None:

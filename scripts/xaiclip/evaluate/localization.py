@@ -15,7 +15,8 @@ from xaiclip.evaluate.overlap import dice
 IGNORE = 255
 
 _BINS = 1 << 14
-_LOGIT_LIMIT = 17.0  # float32 knows no probability nearer to 1
+#: float32 knows no probability nearer to 1, nor float16, in which maps are stored, one nearer to 0.
+_LOGIT_LIMIT = 17.0
 
 
 def localizer_scores(
