@@ -84,6 +84,13 @@ class Header:
         """Whether its pixels are measured values."""
         return self.pixels is not None and self.modality not in _DERIVED
 
+    @property
+    def is_other(self) -> bool:
+        """Whether it is a whole object of a kind that has no pixels (a report, a directory)."""
+        if self.kind == MediaStorageDirectoryStorage.name:
+            return True
+        return bool(self.text("SeriesInstanceUID") and self.kind and "Image" not in self.kind)
+
     def text(self, keyword: str) -> str:
         """An element as text, empty where it is missing."""
         return str(value_of(self.elements, keyword, self.file) or "").strip()
@@ -240,7 +247,7 @@ def read_header(file: Path) -> Header:
             "is encoded in a way that is not read; convert it (dcmconv, gdcmconv --raw).", file
         )
     header = Header(file, elements, syntax, found[0] if found else None)
-    if not header.pixels and (cut or not header.text("SOPClassUID") or "Image" in header.kind):
+    if not header.pixels and (cut or not header.is_other):
         raise CaseError(
             "is a DICOM file that was cut off, or never had pixels; copy it again, or take it out.",
             file,
