@@ -104,6 +104,17 @@ def cut_off(last):
     return make_folder
 
 
+def renamed(name):
+    """A slice that is still packed, or did not arrive whole."""
+
+    def make_folder(folder):
+        series(folder)
+        (folder / ODD).write_bytes(b"\x1f\x8b" + bytes(100))
+        (folder / ODD).rename(folder / name)
+
+    return make_folder
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -144,6 +155,7 @@ def cut_off(last):
         (added(ImageOrientationPatient=["1", "0", "0", "0", "0", "-1"]), "orientation"),
         (added(RescaleIntercept="-999", ImagePositionPatient=make.decimals(make.FIRST)), "phases"),
         (added(PixelData=bytes(60), ImagePositionPatient=make.decimals(make.FIRST)), "phases"),
+        (added(ImageType=["DERIVED", "SECONDARY", "MPR"]), "kind of image"),
         # more or fewer pixels than the header claims: foreign memory, or a shifted image
         (changed(Rows=10), "cut off"),
         (changed(Columns=12), "cut off"),
@@ -178,6 +190,8 @@ def cut_off(last):
         (cut_off(-5), "cut off"),
         (cut_off(200), "cut off"),
         (cut_off(0), "is no DICOM file"),
+        (renamed("IM0003.dcm.gz"), "is no DICOM file"),
+        (renamed("IM0003.dcm.part"), "is no DICOM file"),
         (without_pixels, "never had pixels"),
         # what is no file at all
         (other(os.mkfifo), "is no DICOM file"),
@@ -191,7 +205,7 @@ def test_a_bad_slice_is_named(tmp_path, spoil, words):
     reason, file = refused(folder)
     with pytest.raises(CaseError, match=words):
         raise CaseError(reason)
-    assert file in (folder / ODD, folder / "ODD")
+    assert file.name in (ODD, "ODD", f"{ODD}.gz", f"{ODD}.part")
 
 
 def contours(folder):

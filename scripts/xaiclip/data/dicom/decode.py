@@ -15,7 +15,7 @@ import numpy as np
 from pydicom.pixels.utils import iter_pixels
 
 #: Bytes, and seconds of one processor for each file besides a minute.
-MEMORY, SECONDS = 8 * 2**30, 60
+MEMORY, SECONDS = 4 * 2**30, 60
 
 
 def main() -> None:

@@ -19,12 +19,14 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
+from pydicom.multival import MultiValue
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     MediaStorageDirectoryStorage,
+    SegmentationStorage,
 )
 
 from xaiclip.errors import CaseError
@@ -34,6 +36,8 @@ MAX_READS = 1_000_000
 #: Items of the sequences of a header, likewise.
 MAX_ITEMS = 500_000
 
+#: Ends of names of what is not there yet, or packed.
+_WRAPPED = (".gz", ".bz2", ".xz", ".part", ".partial", ".filepart", ".crdownload", ".tmp")
 _MAGIC = b"DICM"
 _ITEM = b"\xfe\xff\x00\xe0"
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
@@ -48,6 +52,8 @@ _KEYWORDS = (
     *("SegmentSequence", "SegmentationType", "MaximumFractionalValue"),
 )
 _TAGS = [pydicom.tag.Tag(keyword) for keyword in _KEYWORDS]
+#: The second is Label Map Segmentation Storage, which is younger than pydicom's list of names.
+_SEGMENTATIONS = (SegmentationStorage.name, "1.2.840.10008.5.1.4.1.1.66.7")
 #: They have pixels, but are no scans.
 _DERIVED = ("SEG", "RTDOSE", "RTIMAGE")
 
@@ -77,7 +83,13 @@ class Header:
     @property
     def modality(self) -> str:
         """As the file says it: CT, MR, SEG, RTSTRUCT, …; segmentations are ``SEG`` always."""
-        return "SEG" if "Segmentation Storage" in self.kind else self.text("Modality").upper()
+        return "SEG" if self.kind in _SEGMENTATIONS else self.text("Modality").upper()
+
+    @property
+    def kind_of_image(self) -> str:
+        """AXIAL, LOCALIZER, MPR, …: the third value of the image type."""
+        values = value_of(self.elements, "ImageType", self.file)
+        return str(values[2]) if isinstance(values, MultiValue) and len(values) > 2 else ""
 
     @property
     def is_scan(self) -> bool:
@@ -89,7 +101,8 @@ class Header:
         """Whether it is a whole object of a kind that has no pixels (a report, a directory)."""
         if self.kind == MediaStorageDirectoryStorage.name:
             return True
-        return bool(self.text("SeriesInstanceUID") and self.kind and "Image" not in self.kind)
+        pictured = "Image" in self.kind or self.kind in _SEGMENTATIONS
+        return bool(self.text("SeriesInstanceUID") and self.kind and not pictured)
 
     def text(self, keyword: str) -> str:
         """An element as text, empty where it is missing."""
@@ -179,34 +192,31 @@ def read_headers(path: Path) -> list[Header]:
     """
     if not path.is_dir():
         return [read_header(path)]
-    entries = sorted(
-        entry for entry in path.iterdir() if not entry.name.startswith(".") and not entry.is_dir()
-    )
-    files = [entry for entry in entries if _is_dicom(entry)]
+    try:
+        entries = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
+        folders = [entry for entry in entries if entry.is_dir()]
+        below = [file for folder in folders for file in folder.iterdir()]
+    except OSError as error:
+        raise CaseError("cannot be listed; correct its permissions.", path) from error
+    files = [entry for entry in entries if not entry.is_dir() and _is_dicom(entry)]
     endings = {_ending(file) for file in files} | {".dcm", ".dicom"}
-    for entry in entries:
-        if entry not in files and _ending(entry) in endings and not _is_text(entry):
+    for entry in sorted({*entries} - {*files, *folders}):
+        if _ending(entry) in endings and not _is_text(entry):
             raise CaseError(
-                "is no DICOM file, but lies and is named like one (empty, damaged, or a broken "
-                "link); copy it again, or take it out.",
+                "is no DICOM file, but lies and is named like one (empty, damaged, compressed, or "
+                "a broken link); copy it again, or take it out.",
                 entry,
             )
     headers = [read_header(file) for file in files]
     headers = [header for header in headers if header.kind != MediaStorageDirectoryStorage.name]
-    if not headers:
-        below = any(
-            _is_dicom(file)
-            for entry in path.iterdir()
-            if entry.is_dir()
-            for file in entry.iterdir()
-        )
-        raise CaseError(
-            "holds no DICOM series itself, but a folder in it does; give that one."
-            if below
-            else "holds no DICOM series; give the folder of the .dcm files.",
-            path,
-        )
-    return headers
+    if headers:
+        return headers
+    raise CaseError(
+        "holds no DICOM series itself, but a folder in it does; give that one."
+        if any(map(_is_dicom, below))
+        else "holds no DICOM series; give the folder of the .dcm files.",
+        path,
+    )
 
 
 def read_header(file: Path) -> Header:
@@ -327,7 +337,9 @@ def _head(file: Path) -> bytes:
 def _ending(file: Path) -> str:
     """The suffix of a file's name; numbers are none (``IM.0001``, ``1.2.840.5``)."""
     suffix = file.suffix.lower()
-    return "" if suffix[1:].rstrip("_").isdigit() else suffix
+    if suffix in _WRAPPED:
+        return _ending(file.with_suffix(""))
+    return "" if suffix[1:].rstrip("_~").isdigit() else suffix.rstrip("_~")
 
 
 def _words(keyword: str) -> str:
