@@ -20,6 +20,12 @@ from xaiclip.data.volumes import read_volume
 from xaiclip.errors import CaseError
 
 ROOT = Path(__file__).parents[1]
+REUSED = settings(
+    deadline=None,
+    max_examples=60,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 CANONICAL = HU[::-1, ::-1]  # of straight slices: LPS to RAS
 
 
@@ -206,6 +212,34 @@ def test_rounded_positions(tmp_path, step, digits):
             read_dicom(folder)
 
 
+@REUSED
+@given(
+    st.integers(0, 2**32 - 1), st.floats(0.5, 10), st.integers(1, 9), st.integers(3, 12), st.data()
+)
+def test_any_stack(tmp_path, seed, step, digits, count, data):
+    """Whatever the direction: places rounded to ``digits`` are taken, a missing slice is seen."""
+    rng = np.random.default_rng(seed)
+    directions = np.linalg.qr(rng.normal(size=(3, 3)))[0][:2]
+    along = np.cross(*directions) * step
+
+    def one(k):
+        place = np.round(make.FIRST + k * along, digits)
+        return plane(k % SHAPE[2], directions=directions, ImagePositionPatient=make.decimals(place))
+
+    folder = tmp_path / "s"
+    shutil.rmtree(folder, ignore_errors=True)
+    array, affine = read_dicom(series(folder, one, range(count)))
+    assert array.shape == (*SHAPE[:2], count)
+    wanted = make.affine(directions, step=along)
+    last = [2, 3, count - 1, 1]
+    np.testing.assert_allclose(affine @ last, wanted @ last, atol=1e-6 + 1.5 * 10.0**-digits)
+    missing = data.draw(st.integers(1, count - 2))
+    (folder / f"IM{missing:04d}.dcm").unlink()
+    if count > 3:
+        with pytest.raises(CaseError, match="not evenly spaced"):
+            read_dicom(folder)
+
+
 @pytest.mark.parametrize("keep", [[0, 1, 3], [0, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 6]])
 def test_a_missing_slice(tmp_path, keep):
     with pytest.raises(CaseError, match="not evenly spaced"):
@@ -322,12 +356,7 @@ def test_memory_is_that_of_the_scan(tmp_path):
     assert peak < 1.6 * size
 
 
-@settings(
-    deadline=None,
-    max_examples=80,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@REUSED
 @given(st.integers(0, SHAPE[2] - 1), st.data())
 @pytest.mark.parametrize("one", [plane, run_length, None])
 def test_any_damage_ends_in_a_sentence(tmp_path, one, k, data):

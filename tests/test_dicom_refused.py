@@ -337,8 +337,7 @@ def test_headers_that_never_end(tmp_path, monkeypatch, undefined):
     end_of_it = raw.index(b"\xe0\x7f\x10\x00O")
     tag = raw[at : at + 8]
     file.write_bytes(raw[:at] + tag + length + empty + end + raw[end_of_it:])
-    reason, _ = refused(file)
-    assert "not a readable" in reason if undefined else "too long to be real" in reason
+    assert "not a readable" in refused(file)[0]
 
 
 def test_sequences_within_sequences(tmp_path):

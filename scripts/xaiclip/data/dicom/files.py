@@ -126,15 +126,7 @@ class Header:
             ) from None
 
     def items(self, keyword: str) -> list[Dataset]:
-        """The items of a sequence; none if it is missing.
-
-        Raises:
-            CaseError: it cannot be parsed, or only at the cost of all memory.
-        """
-        raw = self.elements.get_item(keyword) if keyword in self.elements else None
-        value = getattr(raw, "value", None)
-        if isinstance(value, bytes) and value.count(_ITEM) > MAX_ITEMS:
-            raise CaseError("its DICOM header is too long to be real; export it again.", self.file)
+        """The items of a sequence; none if it is missing."""
         return items_of(self.elements, keyword, self.file)
 
 
@@ -194,13 +186,12 @@ def read_headers(path: Path) -> list[Header]:
         return [read_header(path)]
     try:
         entries = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
-        folders = [entry for entry in entries if entry.is_dir()]
-        below = [file for folder in folders for file in folder.iterdir()]
+        folders = {entry for entry in entries if entry.is_dir()}
     except OSError as error:
         raise CaseError("cannot be listed; correct its permissions.", path) from error
-    files = [entry for entry in entries if not entry.is_dir() and _is_dicom(entry)]
+    files = [entry for entry in entries if entry not in folders and _is_dicom(entry)]
     endings = {_ending(file) for file in files} | {".dcm", ".dicom"}
-    for entry in sorted({*entries} - {*files, *folders}):
+    for entry in sorted({*entries} - {*files} - folders):
         if _ending(entry) in endings and not _is_text(entry):
             raise CaseError(
                 "is no DICOM file, but lies and is named like one (empty, damaged, compressed, or "
@@ -213,7 +204,7 @@ def read_headers(path: Path) -> list[Header]:
         return headers
     raise CaseError(
         "holds no DICOM series itself, but a folder in it does; give that one."
-        if any(map(_is_dicom, below))
+        if any(map(_holds_dicom, folders))
         else "holds no DICOM series; give the folder of the .dcm files.",
         path,
     )
@@ -241,8 +232,10 @@ def read_header(file: Path) -> Header:
                     "is a deflated DICOM file, which is not read; convert it (dcmconv +te).", file
                 )
             elements = read_partial(stream, stop, force=True, specific_tags=list(_TAGS))
-            beyond = stream.tell() - file.stat().st_size
-            cut = beyond > 0 or any(map(_is_short, map(elements.get_item, elements.keys())))
+            parts = list(elements.elements())
+            cut = stream.tell() > file.stat().st_size or any(map(_is_short, parts))
+            if sum(map(_count_items, parts)) > MAX_ITEMS:
+                raise ValueError("too many items")
             syntax = UID(str(elements.file_meta.get("TransferSyntaxUID") or "")) or (
                 ImplicitVRLittleEndian if elements.original_encoding[0] else ExplicitVRLittleEndian
             )
@@ -297,6 +290,12 @@ def _is_short(element: Any) -> bool:
     return isinstance(value, bytes) and len(value) < getattr(element, "length", 0) != 0xFFFFFFFF
 
 
+def _count_items(element: Any) -> int:
+    """Items of a sequence that pydicom has not parsed yet, and of those within it."""
+    value = element.value
+    return value.count(_ITEM) if isinstance(value, bytes) else 0
+
+
 def _syntax(stream: io.BufferedReader) -> str:
     """The transfer syntax, if the file says it; the stream is left at its beginning."""
     try:
@@ -314,6 +313,13 @@ def _is_dicom(file: Path) -> bool:
     return head[128:132] == _MAGIC or (
         head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00" and len(head) > 8
     )
+
+
+def _holds_dicom(folder: Path) -> bool:
+    try:
+        return any(map(_is_dicom, folder.iterdir()))
+    except (CaseError, OSError):
+        return False
 
 
 def _is_text(file: Path) -> bool:

@@ -279,10 +279,12 @@ def _line(
     index = np.arange(len(frames)) - (len(frames) - 1) / 2
     step = index @ (positions - positions[0]) / (index @ index)
     line = positions.mean(axis=0) + index[:, None] * step
-    gaps = np.diff(positions @ normal)
+    gaps = np.sort(np.diff(positions @ normal))
+    usual = gaps[(len(gaps) - 1) // 2]
     size = float(np.linalg.norm(step))
     apart = float(np.linalg.norm(positions - line, axis=1).max())
-    if gaps.max() > 1.6 * gaps.min() or apart > max(0.1 * size, min(ROUNDING, 0.3 * size)):
+    missing = gaps[-1] > 1.5 * usual or gaps[0] < 0.5 * usual
+    if missing or apart > max(0.1 * size, min(ROUNDING, 0.3 * size)):
         raise CaseError(
             "its DICOM slices are not evenly spaced; add what is missing, or take out what belongs "
             "to another image.",
