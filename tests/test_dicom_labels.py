@@ -111,7 +111,7 @@ def test_a_segmentation_as_the_label_of_a_case(tmp_path):
         "index": 3,
     }
     image, label = series(tmp_path / "ct"), save(segmentation(), tmp_path / "seg.dcm")
-    (one,), skips = take_slices(Case("a", image, label, "CT", "test"), settings)
+    (one,), skips, *_ = take_slices(Case("a", image, label, "CT", "test"), settings)
     assert not skips
     # columns of a straight axial slice run to the patient's left, rows to the back, as displayed
     np.testing.assert_array_equal(one.label, np.array([0, 2, 1, 0])[ORGANS[:, :, 3].T])
