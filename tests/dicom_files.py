@@ -182,7 +182,7 @@ def segmentation(
         frames = [(organs[:, :, k].T, k, None) for k in held]
     else:
         frames = [
-            ((organs[:, :, k].T == number).astype(np.uint8), k, number)
+            (np.equal(organs[:, :, k].T, number).astype(np.uint8), k, number)
             for number in names
             for k in held
             if (organs[:, :, k] == number).any()

@@ -153,7 +153,8 @@ def take_slices(case: Case, settings: Mapping[str, Any]) -> tuple[list[Slice], l
         image = read_volume(case.image)
         labels = None
         if case.label is not None:
-            label = read_volume(case.label, label=True)
+            grid = image.geometry, settings["labels"]
+            label = read_volume(case.label, label=True, segments=grid)
             check_same_grid(image, label)
             labels = map_labels(label, settings["labels"], settings["classes"])
         depth = image.array.shape[2]

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from xaiclip.data.dicom import read_dicom
+from xaiclip.data.dicom import read_dicom, read_dicom_label
 from xaiclip.data.geometry import Geometry, Volume, check_affine
 from xaiclip.data.itk import read_itk
 from xaiclip.data.nifti import read_nifti
@@ -27,8 +27,13 @@ _ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
 _DICOM = (".dcm", ".dicom")
 
 
-def read_volume(path: str | os.PathLike[str], *, label: bool = False) -> Volume:
-    """Read a NIfTI, MHA or NRRD file, or a folder that holds one DICOM series.
+def read_volume(
+    path: str | os.PathLike[str],
+    *,
+    label: bool = False,
+    segments: tuple[Geometry, Mapping[int, str]] | None = None,
+) -> Volume:
+    """Read a NIfTI, MHA, NRRD or DICOM file, or a folder that holds one DICOM series.
 
     The voxels are brought to the nearest canonical axes, never resampled. Of a NIfTI file that has
     both, the sform counts; one that has neither sform nor qform says nothing of left and right and
@@ -37,6 +42,8 @@ def read_volume(path: str | os.PathLike[str], *, label: bool = False) -> Volume:
     Args:
         path: the file or folder.
         label: whether it is a label map, whose values must be whole and not negative.
+        segments: what a DICOM segmentation needs to become a label map: the grid of its image, and
+            the names of the label ids.
 
     Raises:
         CaseError: it cannot be read, or not be used; one sentence with the file and the cure.
@@ -49,14 +56,18 @@ def read_volume(path: str | os.PathLike[str], *, label: bool = False) -> Volume:
         raise CaseError("is neither a file nor a folder; give one of them.", path)
     stored: NDArray[Any]
     if path.is_dir() or name.endswith(_DICOM):
-        stored, affine = read_dicom(path)
+        if label and segments:
+            stored, affine = read_dicom_label(path, *segments)
+        else:
+            stored, affine = read_dicom(path)
     elif name.endswith(_NIFTI):
         stored, affine = read_nifti(path)
     elif name.endswith(_ITK):
         stored, affine = read_itk(path)
     else:
         raise CaseError(
-            "not a known format; give NIfTI (.nii, .nii.gz), MHA, NRRD or a DICOM folder.", path
+            "not a known format; give NIfTI (.nii, .nii.gz), MHA, NRRD or DICOM (folder, .dcm).",
+            path,
         )
     check_affine(affine, path)
     geometry = Geometry(affine, (stored.shape[0], stored.shape[1], stored.shape[2]))

@@ -22,11 +22,10 @@ from xaiclip.errors import CaseError
 
 __all__ = ["read_dicom", "read_dicom_label", "read_slices"]
 
-#: What a label may not be, with the reason: modality → words.
+#: Why objects without voxels are no label, by what they are.
 _NO_LABELS = {
-    "RTSTRUCT": "holds contours (RTSTRUCT), not voxels; convert them to a label map",
-    "RTDOSE": "holds a dose (RTDOSE), not organs; give a label map",
-    "SR": "holds a report (SR), not voxels; give a label map",
+    "RTSTRUCT": "holds contours (RTSTRUCT), not voxels; convert them to a label map.",
+    "SEG": "holds surfaces, not voxels; convert them to a label map.",
 }
 
 
@@ -87,7 +86,9 @@ def read_dicom_label(
         return read_segmentation(segmentations[0], image, labels), image.affine
     for header in headers:
         if header.modality in _NO_LABELS:
-            raise CaseError(f"{_NO_LABELS[header.modality]}.", header.file)
+            raise CaseError(_NO_LABELS[header.modality], header.file)
+    if not any(header.is_scan for header in headers):
+        raise CaseError("holds no label map, only other DICOM objects; give its file.", path)
     return read_dicom(path)
 
 

@@ -15,25 +15,33 @@ import numpy as np
 from pydicom.pixels.utils import iter_pixels
 
 #: Bytes, and seconds of one processor for each file besides a minute.
-MEMORY, SECONDS = 8 * 2**30, 60
+MEMORY, SECONDS = 4 * 2**30, 60
 
 
 def main() -> None:
     files = json.load(sys.stdin)
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CPU, ((1 + len(files)) * SECONDS,) * 2)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, ValueError, OSError):  # not every system limits
-        pass
+    limit("RLIMIT_AS", MEMORY)
+    limit("RLIMIT_CPU", (1 + len(files)) * SECONDS)
+    limit("RLIMIT_CORE", 0)
     # C libraries print to standard output, too
     with os.fdopen(os.dup(1), "wb") as output:
         os.dup2(2, 1)
         for file, syntax in files:
             for plane in iter_pixels(file, raw=True, transfer_syntax_uid=syntax):
                 output.write(np.ascontiguousarray(plane, dtype="<i4").tobytes())
+
+
+def limit(name: str, most: int) -> None:
+    """Lower a limit of this process, where the system has it."""
+    try:
+        import resource
+
+        kind = getattr(resource, name)
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
+    except (ImportError, AttributeError, ValueError, OSError):
+        pass
 
 
 if __name__ == "__main__":

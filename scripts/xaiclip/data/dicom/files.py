@@ -19,12 +19,14 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
+from pydicom.multival import MultiValue
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     MediaStorageDirectoryStorage,
+    SegmentationStorage,
 )
 
 from xaiclip.errors import CaseError
@@ -34,6 +36,8 @@ MAX_READS = 1_000_000
 #: Items of the sequences of a header, likewise.
 MAX_ITEMS = 500_000
 
+#: Ends of names of what is not there yet, or packed.
+_WRAPPED = (".gz", ".bz2", ".xz", ".part", ".partial", ".filepart", ".crdownload", ".tmp")
 _MAGIC = b"DICM"
 _ITEM = b"\xfe\xff\x00\xe0"
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
@@ -48,6 +52,8 @@ _KEYWORDS = (
     *("SegmentSequence", "SegmentationType", "MaximumFractionalValue"),
 )
 _TAGS = [pydicom.tag.Tag(keyword) for keyword in _KEYWORDS]
+#: The second is Label Map Segmentation Storage, which is younger than pydicom's list of names.
+_SEGMENTATIONS = (SegmentationStorage.name, "1.2.840.10008.5.1.4.1.1.66.7")
 #: They have pixels, but are no scans.
 _DERIVED = ("SEG", "RTDOSE", "RTIMAGE")
 
@@ -77,12 +83,26 @@ class Header:
     @property
     def modality(self) -> str:
         """As the file says it: CT, MR, SEG, RTSTRUCT, …; segmentations are ``SEG`` always."""
-        return "SEG" if "Segmentation Storage" in self.kind else self.text("Modality").upper()
+        return "SEG" if self.kind in _SEGMENTATIONS else self.text("Modality").upper()
+
+    @property
+    def kind_of_image(self) -> str:
+        """AXIAL, LOCALIZER, MPR, …: the third value of the image type."""
+        values = value_of(self.elements, "ImageType", self.file)
+        return str(values[2]) if isinstance(values, MultiValue) and len(values) > 2 else ""
 
     @property
     def is_scan(self) -> bool:
         """Whether its pixels are measured values."""
         return self.pixels is not None and self.modality not in _DERIVED
+
+    @property
+    def is_other(self) -> bool:
+        """Whether it is a whole object of a kind that has no pixels (a report, a directory)."""
+        if self.kind == MediaStorageDirectoryStorage.name:
+            return True
+        pictured = "Image" in self.kind or self.kind in _SEGMENTATIONS
+        return bool(self.text("SeriesInstanceUID") and self.kind and not pictured)
 
     def text(self, keyword: str) -> str:
         """An element as text, empty where it is missing."""
@@ -106,15 +126,7 @@ class Header:
             ) from None
 
     def items(self, keyword: str) -> list[Dataset]:
-        """The items of a sequence; none if it is missing.
-
-        Raises:
-            CaseError: it cannot be parsed, or only at the cost of all memory.
-        """
-        raw = self.elements.get_item(keyword) if keyword in self.elements else None
-        value = getattr(raw, "value", None)
-        if isinstance(value, bytes) and value.count(_ITEM) > MAX_ITEMS:
-            raise CaseError("its DICOM header is too long to be real; export it again.", self.file)
+        """The items of a sequence; none if it is missing."""
         return items_of(self.elements, keyword, self.file)
 
 
@@ -172,34 +184,30 @@ def read_headers(path: Path) -> list[Header]:
     """
     if not path.is_dir():
         return [read_header(path)]
-    entries = sorted(
-        entry for entry in path.iterdir() if not entry.name.startswith(".") and not entry.is_dir()
-    )
-    files = [entry for entry in entries if _is_dicom(entry)]
+    try:
+        entries = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
+        folders = {entry for entry in entries if entry.is_dir()}
+    except OSError as error:
+        raise CaseError("cannot be listed; correct its permissions.", path) from error
+    files = [entry for entry in entries if entry not in folders and _is_dicom(entry)]
     endings = {_ending(file) for file in files} | {".dcm", ".dicom"}
-    for entry in entries:
-        if entry not in files and _ending(entry) in endings and not _is_text(entry):
+    for entry in sorted({*entries} - {*files} - folders):
+        if _ending(entry) in endings and not _is_text(entry):
             raise CaseError(
-                "is no DICOM file, but lies and is named like one (empty, damaged, or a broken "
-                "link); copy it again, or take it out.",
+                "is no DICOM file, but lies and is named like one (empty, damaged, compressed, or "
+                "a broken link); copy it again, or take it out.",
                 entry,
             )
     headers = [read_header(file) for file in files]
     headers = [header for header in headers if header.kind != MediaStorageDirectoryStorage.name]
-    if not headers:
-        below = any(
-            _is_dicom(file)
-            for entry in path.iterdir()
-            if entry.is_dir()
-            for file in entry.iterdir()
-        )
-        raise CaseError(
-            "holds no DICOM series itself, but a folder in it does; give that one."
-            if below
-            else "holds no DICOM series; give the folder of the .dcm files.",
-            path,
-        )
-    return headers
+    if headers:
+        return headers
+    raise CaseError(
+        "holds no DICOM series itself, but a folder in it does; give that one."
+        if any(map(_holds_dicom, folders))
+        else "holds no DICOM series; give the folder of the .dcm files.",
+        path,
+    )
 
 
 def read_header(file: Path) -> Header:
@@ -224,8 +232,10 @@ def read_header(file: Path) -> Header:
                     "is a deflated DICOM file, which is not read; convert it (dcmconv +te).", file
                 )
             elements = read_partial(stream, stop, force=True, specific_tags=list(_TAGS))
-            beyond = stream.tell() - file.stat().st_size
-            cut = beyond > 0 or any(map(_is_short, map(elements.get_item, elements.keys())))
+            parts = list(elements.elements())
+            cut = stream.tell() > file.stat().st_size or any(map(_is_short, parts))
+            if sum(map(_count_items, parts)) > MAX_ITEMS:
+                raise ValueError("too many items")
             syntax = UID(str(elements.file_meta.get("TransferSyntaxUID") or "")) or (
                 ImplicitVRLittleEndian if elements.original_encoding[0] else ExplicitVRLittleEndian
             )
@@ -240,7 +250,7 @@ def read_header(file: Path) -> Header:
             "is encoded in a way that is not read; convert it (dcmconv, gdcmconv --raw).", file
         )
     header = Header(file, elements, syntax, found[0] if found else None)
-    if not header.pixels and (cut or not header.text("SOPClassUID") or "Image" in header.kind):
+    if not header.pixels and (cut or not header.is_other):
         raise CaseError(
             "is a DICOM file that was cut off, or never had pixels; copy it again, or take it out.",
             file,
@@ -280,6 +290,12 @@ def _is_short(element: Any) -> bool:
     return isinstance(value, bytes) and len(value) < getattr(element, "length", 0) != 0xFFFFFFFF
 
 
+def _count_items(element: Any) -> int:
+    """Items of a sequence that pydicom has not parsed yet, and of those within it."""
+    value = element.value
+    return value.count(_ITEM) if isinstance(value, bytes) else 0
+
+
 def _syntax(stream: io.BufferedReader) -> str:
     """The transfer syntax, if the file says it; the stream is left at its beginning."""
     try:
@@ -297,6 +313,13 @@ def _is_dicom(file: Path) -> bool:
     return head[128:132] == _MAGIC or (
         head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00" and len(head) > 8
     )
+
+
+def _holds_dicom(folder: Path) -> bool:
+    try:
+        return any(map(_is_dicom, folder.iterdir()))
+    except (CaseError, OSError):
+        return False
 
 
 def _is_text(file: Path) -> bool:
@@ -320,7 +343,9 @@ def _head(file: Path) -> bytes:
 def _ending(file: Path) -> str:
     """The suffix of a file's name; numbers are none (``IM.0001``, ``1.2.840.5``)."""
     suffix = file.suffix.lower()
-    return "" if suffix[1:].rstrip("_").isdigit() else suffix
+    if suffix in _WRAPPED:
+        return _ending(file.with_suffix(""))
+    return "" if suffix[1:].rstrip("_~").isdigit() else suffix.rstrip("_~")
 
 
 def _words(keyword: str) -> str:

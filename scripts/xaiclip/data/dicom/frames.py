@@ -20,6 +20,8 @@ from xaiclip.errors import CaseError
 ROUNDING = 0.09
 #: Direction cosines and relative pixel spacings may differ by so much: they are rounded, too.
 TOLERANCE = 2e-3
+#: Two planes that are this close, mm, are at one place.
+SAME_PLACE = 0.01
 
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 
@@ -207,9 +209,8 @@ def _check_alike(frames: Sequence[Frame]) -> None:
         "size": [frame.shape for frame in frames],
         "modality": [frame.header.modality for frame in frames],
         "kind of object": [frame.header.kind for frame in frames],
-        "kind of image (a scout?)": [
-            "LOCALIZER" in frame.header.text("ImageType") for frame in frames
-        ],
+        "kind of image (a scout?)": [frame.header.kind_of_image for frame in frames],
+        "number of bits": [frame.header.whole("BitsAllocated") for frame in frames],
         "photometric interpretation": [
             frame.header.text("PhotometricInterpretation") for frame in frames
         ],
@@ -238,12 +239,20 @@ def _check_odd(frames: Sequence[Frame], odd: Sequence[bool] | NDArray[np.bool_],
 
 def _distinct(ordered: Sequence[Frame]) -> list[Frame]:
     """Without the copies of a plane; two different ones at one place are refused."""
+    hashes: dict[Path, str] = {}
+
+    def pixels(frame: Frame) -> tuple[str, int]:
+        """Equal for copies of a file; the frames of one file differ."""
+        if frame.file not in hashes:
+            hashes[frame.file] = _pixel_hash(frame.header)
+        return hashes[frame.file], frame.index
+
     distinct: list[Frame] = []
     for frame in ordered:
         last = distinct[-1] if distinct else None
-        if last is None or np.linalg.norm(frame.position - last.position) > 0.01:
+        if last is None or np.linalg.norm(frame.position - last.position) > SAME_PLACE:
             distinct.append(frame)
-        elif frame.rescale != last.rescale or _pixel_hash(frame) != _pixel_hash(last):
+        elif frame.rescale != last.rescale or pixels(frame) != pixels(last):
             raise CaseError(
                 "lies at the same place as another image of its series (phases, echoes or time "
                 "points?); give each a folder of its own.",
@@ -252,12 +261,11 @@ def _distinct(ordered: Sequence[Frame]) -> list[Frame]:
     return distinct
 
 
-def _pixel_hash(frame: Frame) -> tuple[str, int]:
-    """Equal for copies of a file; the frames of one file differ."""
-    assert frame.header.pixels is not None
-    with open(frame.file, "rb") as stream:
-        stream.seek(frame.header.pixels[0])
-        return hashlib.file_digest(stream, "sha256").hexdigest(), frame.index
+def _pixel_hash(header: Header) -> str:
+    assert header.pixels is not None
+    with open(header.file, "rb") as stream:
+        stream.seek(header.pixels[0])
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _line(
@@ -271,10 +279,12 @@ def _line(
     index = np.arange(len(frames)) - (len(frames) - 1) / 2
     step = index @ (positions - positions[0]) / (index @ index)
     line = positions.mean(axis=0) + index[:, None] * step
-    gaps = np.diff(positions @ normal)
+    gaps = np.sort(np.diff(positions @ normal))
+    usual = gaps[(len(gaps) - 1) // 2]
     size = float(np.linalg.norm(step))
     apart = float(np.linalg.norm(positions - line, axis=1).max())
-    if gaps.max() > 1.6 * gaps.min() or apart > max(0.1 * size, min(ROUNDING, 0.3 * size)):
+    missing = gaps[-1] > 1.5 * usual or gaps[0] < 0.5 * usual
+    if missing or apart > max(0.1 * size, min(ROUNDING, 0.3 * size)):
         raise CaseError(
             "its DICOM slices are not evenly spaced; add what is missing, or take out what belongs "
             "to another image.",
