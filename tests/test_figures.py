@@ -16,7 +16,7 @@ from figure_study import BATCH, CLASSES, drawn_slice, make_study
 from xaiclip.errors import CaseError, Skip
 from xaiclip.explain.attribution import load_attributions
 from xaiclip.explain.store import load_scores
-from xaiclip.report import figures_maps, sources, style
+from xaiclip.report import colours, figures_stages, sources, style
 from xaiclip.report.figures import FIGURES
 from xaiclip.report.sources import Settings, sources_of
 
@@ -218,7 +218,7 @@ def test_a_stored_mask_is_drawn_as_the_plan_draws_it(study: Path) -> None:
     plan = load_scores(path)[0][0].plans["masks"]
     for k in (0, 5):
         expected = plan.keep(k, k + 1, 512, torch.device("cpu"))[0, 0].numpy()
-        np.testing.assert_allclose(figures_maps.draw_mask(stored, k), expected, atol=1e-5)
+        np.testing.assert_allclose(figures_stages.draw_mask(stored, k), expected, atol=1e-5)
     assert stored["members"].shape == (plan.n_forwards,)
     with pytest.raises(CaseError, match="no perturbations"):
         sources.plan(path, replace(subject, organ="gallbladder"))
@@ -232,7 +232,7 @@ def test_files_are_keyed_by_their_folder() -> None:
 # --- colours ---
 
 
-@pytest.mark.parametrize("colours", [style.SIGNED, style.UNSIGNED])
+@pytest.mark.parametrize("colours", [colours.SIGNED, colours.UNSIGNED])
 def test_brighter_is_more(colours: object) -> None:
     light = rgb2lab(colours(np.linspace(0, 1, 256))[None, :, :3])[0, :, 0]
     assert (np.diff(light) > -0.05).all()
@@ -240,7 +240,7 @@ def test_brighter_is_more(colours: object) -> None:
 
 
 def test_zero_is_grey_and_scales_are_symmetric() -> None:
-    middle = style.SIGNED(0.5)[:3]
+    middle = colours.SIGNED(0.5)[:3]
     assert np.ptp(middle) < 0.02
     norm = style.symmetric([np.array([[-1.0, np.nan], [3.0, 0.0]])])
     assert norm.vmin == -norm.vmax
@@ -279,6 +279,6 @@ def test_pictures_keep_the_shape_of_their_pixels() -> None:
 
 
 def test_organs_can_be_told_apart_without_colour() -> None:
-    organs = style.Organs(CLASSES)
+    organs = colours.Organs(CLASSES)
     for look in (organs.line, organs.marker, organs.short, organs.colour):
         assert len({str(look(organ)) for organ in organs.names}) == len(organs.names)

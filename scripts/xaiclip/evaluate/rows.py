@@ -26,6 +26,7 @@ GUIDANCES: Mapping[str, tuple[str, str | None]] = {
     "roi_body": ("roi", "body"),
 }
 
+
 def unreached(
     cases: Sequence[Mapping[str, Any]], slices: Sequence[Slice], skips: Sequence[Skip]
 ) -> list[dict[str, Any]]:
