@@ -52,19 +52,22 @@ PLACES = {"liver": (40, 30), "right kidney": (62, 38), "left kidney": (62, 92),
           "spleen": (40, 104), "pancreas": (48, 70)}  # fmt: skip
 
 
-def drawn_slice(case: str, seed: int = 0, *, labelled: bool = True, without: str = "") -> Slice:
+def drawn_slice(
+    case: str, seed: int = 0, *, index: int = 7, labelled: bool = True, without: str = ""
+) -> Slice:
     """Five discs in an ellipse: (96, 128) pixels of 3 × 2.5 mm."""
     rows, columns = np.mgrid[:96, :128]
     body = ((rows - 48) / 44) ** 2 + ((columns - 64) / 60) ** 2 < 1
     image, label = 90.0 * body, np.zeros((96, 128), np.uint8)
-    for index, (organ, (row, column)) in enumerate(PLACES.items(), start=1):
+    for number, (organ, (row, column)) in enumerate(PLACES.items(), start=1):
         disc = np.hypot(rows - row, columns - column) < (17 if organ == "liver" else 9)
         if organ != without:
-            label[disc], image[disc] = index, 130 + 12 * index
+            label[disc], image[disc] = number, 130 + 12 * number
     image += np.random.default_rng(seed).normal(0, 6, image.shape) * body
     affine = np.diag([2.5, 3.0, 5.0, 1.0])
     grey = image.clip(0, 255).astype(np.uint8)
-    return Slice(case, 7, "CT", grey, label if labelled else None, Geometry(affine, (128, 96, 20)))
+    geometry = Geometry(affine, (128, 96, 20))
+    return Slice(case, index, "CT", grey, label if labelled else None, geometry)
 
 
 def make_study(

@@ -1,24 +1,28 @@
 """Every figure, from a made-up study, from studies with nothing in them, and in grey."""
 
-import struct
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from matplotlib.text import Text
 from skimage.color import rgb2lab
 
+import table_study
 from figure_study import BATCH, CLASSES, drawn_slice, make_study
 from xaiclip.errors import CaseError, Skip
+from xaiclip.evaluate.schema import EXPLANATIONS, write_table
 from xaiclip.explain.attribution import load_attributions
 from xaiclip.explain.store import load_scores
-from xaiclip.report import figures_maps, sources, style
-from xaiclip.report.figures import FIGURES
+from xaiclip.report import colours, figures_stages, sources, style
+from xaiclip.report.figures import DATA, FIGURES, draw
+from xaiclip.report.picture import ColourBar, Entry, Note, Panel, Picture, Words
 from xaiclip.report.sources import Settings, sources_of
+from xaiclip.report.words import plain
 
 LIVER = Settings(CLASSES)
 ONE_BATCH = ("slices", "preprocessed", "localization/text", "roi", "segmentation")
@@ -75,16 +79,46 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_study(root, [blank], truth=[nothing])
 
 
+#: Panels, colour bars and entries of the legend.
+PARTS = {
+    "figure02_preprocessing": (4, 1, 0),
+    "figure03_lime_superpixels": (4, 1, 0),
+    "figure04_rise": (2, 1, 1),
+    "figure05_occlusion": (3, 1, 1),
+    "figure06_selective_occlusion": (4, 1, 2),
+    "figure07_occlusion_overview": (6, 2, 3),
+    "figure08_comparison": (4, 0, 2),
+    "figure09_localization": (6, 1, 5),
+    "figure10_occlusion_maps": (10, 5, 5),
+    "figure11_lime_distributions": (2, 0, 6),
+    "figure12_lime_stages": (6, 1, 2),
+    "figure13_rise_stages": (6, 5, 1),
+    "training_curves": (3, 0, 0),
+}
+
+
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_is_drawn(study: Path, name: str, tmp_path: Path) -> None:
+def test_every_figure_is_drawn_and_saved(study: Path, name: str, tmp_path: Path) -> None:
     figure = FIGURES[name](files_of(study, name), LIVER)
+    panels, bars, entries = PARTS[name]
+    assert len(figure.axes) == panels + bars
+    titles = [axes.get_title(loc="left") for axes in figure.axes[:panels]]
+    assert all(f"({letter})" in title for letter, title in zip("abcdefghij", titles, strict=False))
+    assert sum(len(legend.get_texts()) for legend in figure.legends) == entries
+    assert figure.get_suptitle()
     path = tmp_path / "out" / f"{name}.png"
     style.save(figure, path, 40)
-    assert len(figure.axes) > 1
-    data = path.read_bytes()
-    width, height = struct.unpack(">II", data[16:24])
-    assert 200 < width < 300
-    assert 60 < height < 400
+    pixels = imread(path)
+    assert 200 < pixels.shape[1] < 300
+    assert 60 < pixels.shape[0] < 400
+    # each panel has ink, and not of one tone
+    figure.canvas.draw()
+    whole = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    for axes in figure.axes[:panels]:
+        box = axes.get_window_extent()
+        rows = slice(round(whole.shape[0] - box.y1), round(whole.shape[0] - box.y0))
+        inside = whole[rows, round(box.x0) : round(box.x1)]
+        assert len(np.unique(inside.reshape(-1, 3), axis=0)) > 5
 
 
 def test_the_same_files_give_the_same_bytes(study: Path, tmp_path: Path) -> None:
@@ -102,29 +136,6 @@ def test_titles_name_the_case_and_axes_have_units(study: Path, name: str) -> Non
     assert "soft Dice" in words
     if name != "figure10_occlusion_maps":
         assert "liver" in words
-
-
-def test_numbers_of_the_comparison_are_those_of_the_table(study: Path) -> None:
-    figure = FIGURES["figure08_comparison"](files_of(study, "figure08_comparison"), LIVER)
-    rows = pd.read_parquet(study / "metrics/explanations.parquet")
-    rows = rows[rows.primary & rows.skipped.isna() & (rows.method == "rise")]
-    expected = [
-        rows[rows.guidance == guidance].groupby("case").fidelity_dice.mean().mean()
-        for guidance in ("full", "roi")
-    ]
-    bars = [patch for patch in figure.axes[0].patches if patch.get_width() > 0]
-    np.testing.assert_allclose([bar.get_height() for bar in bars[-2:]], expected)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["2"] * 6
-
-
-def test_costs_that_differ_much_get_a_logarithmic_axis(study: Path, tmp_path: Path) -> None:
-    name = "figure08_comparison"
-    rows = pd.read_parquet(study / "metrics/explanations.parquet")
-    rows.loc[rows.method == "rise", "gflops_total"] *= 100
-    rows.to_parquet(tmp_path / "explanations.parquet")
-    figure = FIGURES[name]({"metrics": tmp_path / "explanations.parquet"}, LIVER)
-    assert [axes.get_yscale() for axes in figure.axes[:3]] == ["linear", "linear", "log"]
-    assert "GFLOPs" in figure.axes[2].get_ylabel()
 
 
 # --- nothing to show ---
@@ -149,7 +160,15 @@ def test_an_empty_study_gets_a_sentence(empty: Path, name: str, sentence: str) -
 
 @pytest.mark.parametrize("name", ["figure02_preprocessing", "figure09_localization"])
 def test_images_are_shown_though_nothing_is_explained(empty: Path, name: str) -> None:
-    assert len(FIGURES[name](files_of(empty, name), LIVER).axes) > 1
+    data = DATA[name](files_of(empty, name), LIVER)
+    grey = drawn_slice("a", 1).image
+    assert {panel.item.case for panel in data.panels} == {"a"}
+    for panel in data.panels:
+        np.testing.assert_array_equal(panel.item.image, grey)
+    layers = [type(layer).__name__ for panel in data.panels for layer in panel.layers]
+    # the reference is there, and nothing was found
+    reference = ["Fill", "Outline", "Words"] * 5 + ["Heat"] + ["Outline"] * 5
+    assert layers == ([] if name == "figure02_preprocessing" else reference)
 
 
 def test_no_slice_at_all(tmp_path: Path) -> None:
@@ -179,19 +198,69 @@ def test_a_case_without_a_reference_says_so(study: Path) -> None:
     assert "This case has no reference." in words_of(FIGURES[name](files_of(study, name), LIVER))
 
 
-@pytest.mark.parametrize("text", ["epoch,train_loss,selected\n1,2.5,0\n2,2.1,1\n", "epoch\n"])
-def test_training_without_validation_or_epochs(tmp_path: Path, text: str) -> None:
-    (tmp_path / "training.csv").write_text(text)
-    figure = FIGURES["training_curves"]({"localizer/text": tmp_path / "training.csv"}, LIVER)
-    words = words_of(figure)
-    assert "no validation case" in words or "not trained for a single epoch" in words
-
-
 def test_an_estimator_that_is_switched_off(tmp_path: Path) -> None:
     settings = {"rise": {"masks": 12, "estimators": ["covariance"]}}
     make_study(tmp_path, [drawn_slice("a")], settings=settings)
     name = "figure13_rise_stages"
     assert "'paper' is switched off" in words_of(FIGURES[name](files_of(tmp_path, name), LIVER))
+
+
+# --- names that hold anything ---
+
+NASTY = ["$\\frac{1}{2$", "cost $5$ each", "two\nlines", "<script>", "a\x1b[31mb", "\u202eevil",
+         "\\$x", "100%", "{0}", "$"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_names_are_shown_letter_by_letter(tmp_path: Path, name: str) -> None:
+    """As names of a case and of an organ; figures are drawn, saved, and read no mathematics."""
+    shown = plain(name)
+    classes = ["background", name]
+    item = replace(drawn_slice("x", 1), case=name)
+    mask = np.zeros(item.image.shape, bool)
+    mask[30:60, 40:80] = True
+    picture = Picture(
+        f"case {name}",
+        [Panel(name, item, (Words(mask, name), Note(name)), side=name), Panel(name, item)],
+        2,
+        [ColourBar(name, 0, (0, 1))],
+        [Entry(name, "#000000")],
+        name,
+    )
+    with rc_context(style.STYLE):
+        figure = draw(picture)
+        sentence = style.sentence_figure(name, f"{name}: {name}.")
+        style.legend(sentence, colours.Organs(classes).handles([name]))
+    for one in (figure, sentence):
+        style.save(one, tmp_path / "x.png", 40)
+        for text in one.findobj(match=Text):
+            words = text.get_text()
+            if "$" in words:
+                assert text.get_parse_math() == words.startswith("$\\bf{("), words
+            assert words.replace("\n", "").isprintable()
+    titles = [axes.get_title(loc="left") for axes in figure.axes[:2]]
+    # what stands behind the letter is no mathematics: each dollar is escaped
+    for letter, title in zip("ab", titles, strict=True):
+        assert title == f"$\\bf{{({letter})}}$ " + shown.replace("$", "\\$")
+    assert figure.get_suptitle() == f"case {shown}"
+    assert figure.axes[2].get_ylabel() == shown
+    assert figure.legends[0].get_texts()[0].get_text() == shown
+    assert figure.legends[0].get_title().get_text() == shown
+    words = [" ".join(text.get_text().split()) for text in figure.axes[0].texts]
+    assert words.count(shown) == 3  # the word, the note, and the side
+
+
+def test_a_method_of_a_nasty_name_is_drawn(tmp_path: Path) -> None:
+    rows = [
+        {**row, "method": "$m|\n$"} if row["method"] == "gradient" else row
+        for row in table_study.explanation_rows()
+        if row["case"] == "abe"
+    ]
+    write_table(tmp_path / "x.parquet", rows, EXPLANATIONS)
+    figure = FIGURES["figure08_comparison"]({"metrics": tmp_path / "x.parquet"}, LIVER)
+    style.save(figure, tmp_path / "x.png", 40)
+    ticks = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert ticks == ["occlusion", "LIME", "RISE", "$m| $"]
 
 
 # --- reading ---
@@ -218,7 +287,7 @@ def test_a_stored_mask_is_drawn_as_the_plan_draws_it(study: Path) -> None:
     plan = load_scores(path)[0][0].plans["masks"]
     for k in (0, 5):
         expected = plan.keep(k, k + 1, 512, torch.device("cpu"))[0, 0].numpy()
-        np.testing.assert_allclose(figures_maps.draw_mask(stored, k), expected, atol=1e-5)
+        np.testing.assert_allclose(figures_stages.draw_mask(stored, k), expected, atol=1e-5)
     assert stored["members"].shape == (plan.n_forwards,)
     with pytest.raises(CaseError, match="no perturbations"):
         sources.plan(path, replace(subject, organ="gallbladder"))
@@ -232,7 +301,7 @@ def test_files_are_keyed_by_their_folder() -> None:
 # --- colours ---
 
 
-@pytest.mark.parametrize("colours", [style.SIGNED, style.UNSIGNED])
+@pytest.mark.parametrize("colours", [colours.SIGNED, colours.UNSIGNED])
 def test_brighter_is_more(colours: object) -> None:
     light = rgb2lab(colours(np.linspace(0, 1, 256))[None, :, :3])[0, :, 0]
     assert (np.diff(light) > -0.05).all()
@@ -240,7 +309,7 @@ def test_brighter_is_more(colours: object) -> None:
 
 
 def test_zero_is_grey_and_scales_are_symmetric() -> None:
-    middle = style.SIGNED(0.5)[:3]
+    middle = colours.SIGNED(0.5)[:3]
     assert np.ptp(middle) < 0.02
     norm = style.symmetric([np.array([[-1.0, np.nan], [3.0, 0.0]])])
     assert norm.vmin == -norm.vmax
@@ -279,6 +348,6 @@ def test_pictures_keep_the_shape_of_their_pixels() -> None:
 
 
 def test_organs_can_be_told_apart_without_colour() -> None:
-    organs = style.Organs(CLASSES)
+    organs = colours.Organs(CLASSES)
     for look in (organs.line, organs.marker, organs.short, organs.colour):
         assert len({str(look(organ)) for organ in organs.names}) == len(organs.names)

@@ -47,6 +47,16 @@ def test_hash_changes_with_what_is_imported(tree, edited, changes):
     assert (code_hash("run.py", root=tree) != before) == changes
 
 
+def test_hash_changes_with_the_data_beside_a_module(tree):
+    before = code_hash("run.py", root=tree)
+    (tree / "lib" / "unused.toml").write_text("x = 1\n")
+    assert code_hash("run.py", root=tree) == before
+    (tree / "lib" / "late.toml").write_text("x = 1\n")
+    first = code_hash("run.py", root=tree)
+    (tree / "lib" / "late.toml").write_text("x = 2\n")
+    assert len({before, first, code_hash("run.py", root=tree)}) == 3
+
+
 def test_touching_a_file_changes_nothing(tree):
     before = code_hash("run.py", root=tree)
     (tree / "lib" / "a.py").touch()

@@ -1,296 +1,443 @@
-import math
-from itertools import pairwise
+"""Tables: every cell is parsed back and compared, by key, with the same number made by hand."""
+
+import csv
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
+import markdown_page
+import table_study as study
+from table_study import FEW, SHOWN, gain_of, mean_of
+from test_paper import DOUBTS, PRINTED2, PRINTED3
 from xaiclip.errors import Skip
-from xaiclip.evaluate.schema import (
-    EXPLANATIONS,
-    LOCALIZER,
-    SEGMENTER,
-    concat_tables,
-    write_table,
-)
-from xaiclip.organs import SIX_CLASSES
-from xaiclip.report.tables import (
-    PAPER_TABLE2,
-    PAPER_TABLE3,
-    Table,
-    pipe_table,
-    read_skips,
-    segmenter_table,
-    table2,
-    table3,
-    table3_variants,
-    write,
-)
+from xaiclip.evaluate.schema import EXPLANATIONS, LOCALIZER, SEGMENTER, write_table
+from xaiclip.report.markdown import pipe_table
+from xaiclip.report.tables import explanations, localizer, segmenter
+from xaiclip.report.tables.data import Table, read_rows, write
+from xaiclip.report.tables.explanations import table3
+from xaiclip.report.tables.left_out import read_skips
+from xaiclip.report.tables.localizer import table2
+from xaiclip.report.tables.segmenter import segmenter_table
+from xaiclip.report.tables.variants import table3_variants
+from xaiclip.report.words import plain
 
-FEW = {"resamples": 200}
-METHODS = ("occlusion", "lime", "rise")
+POOLED = {
+    "text": {"background": 0.111, "liver": 0.987, "right kidney": 0.876, "spleen": 0.765},
+    "no_text": {"background": 0.122, "liver": 0.654, "right kidney": 0.543, "aorta": 0.432},
+}
+MEAN = "mean of organs"
+
+Rows = list[dict[str, Any]]
 
 
-def localizer_rows(cases: int) -> list[dict[str, Any]]:
-    rng = np.random.default_rng(0)
-    return [
-        {
-            "case": f"case{case}",
-            "slice": 4,
-            "class": name,
-            "variant": variant,
-            "modality": "CT",
-            "n_pixels": 50,
-            "dice": 0.8 - 0.1 * (variant == "no_text") + 0.05 * rng.random(),
-            "auc_roc": np.float32(0.99),
-        }
-        for case in range(cases)
-        for name in SIX_CLASSES
-        for variant in ("text", "no_text")
-    ]
+def read(folder: Path, rows: Rows, schema: Any, columns: list[str]) -> pd.DataFrame:
+    write_table(folder / "rows.parquet", rows, schema)
+    return read_rows(folder / "rows.parquet", columns)
 
 
-def explanation_rows(cases: int, sources: tuple[str, ...] = ("localizer",)) -> list[dict[str, Any]]:
-    rng = np.random.default_rng(0)
-    return [
-        {
-            "case": f"case{case}",
-            "slice": 4,
-            "organ": organ,
-            "method": method,
-            "guidance": guidance,
-            "variant": variant,
-            "value": "soft_dice",
-            "primary": variant == "main",
-            "roi_source": source if guidance == "roi" else None,
-            "modality": "CT",
-            "n_forwards": forwards,
-            "n_forwards_full": 226,
-            "shared_by": 2,
-            "rho": forwards / 226,
-            "gflops_ptflops": 742.0 * forwards,
-            "gflops_total": 976.0 * forwards,
-            "seconds_total": 0.01 * forwards,
-            "fidelity_dice": 0.9 + 0.05 * rng.random() if variant == "main" else 0.0,
-            "fidelity_iou": 0.85,
-            "localization_dice_pred": 0.5 + 0.2 * (guidance == "roi") + 0.01 * rng.random(),
-            "localization_iou_pred": 0.4,
-            "localization_dice_pred_chance": 0.05,
-        }
-        for case in range(cases)
-        for organ in ("liver", "spleen")
-        for method in METHODS
-        for guidance, forwards in (("full", 226), ("roi", 46))
-        for source in (sources if guidance == "roi" else sources[:1])
-        for variant in ("main", "other")
-    ]
+def make2(folder: Path, rows: Rows, **settings: Any) -> Table:
+    return table2(read(folder, rows, LOCALIZER, localizer.COLUMNS), **{**FEW, **settings})
 
 
-def read(tmp_path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> pd.DataFrame:
-    write_table(tmp_path / "rows.parquet", rows, schema)
-    return pd.read_parquet(tmp_path / "rows.parquet")
+def make_segmenter(folder: Path, rows: Rows, **settings: Any) -> Table:
+    frame = read(folder, rows, SEGMENTER, segmenter.COLUMNS)
+    return segmenter_table(frame, **{**FEW, **settings})
 
 
-def cell(table: Table, **where: Any) -> pd.Series:
-    chosen = table.frame
-    for column, value in where.items():
-        chosen = chosen[chosen[column] == value]
-    assert len(chosen) == 1
-    return chosen.iloc[0]
+def make3(folder: Path, rows: Rows, **settings: Any) -> Table:
+    return table3(read(folder, rows, EXPLANATIONS, explanations.COLUMNS), **{**FEW, **settings})
 
 
-# --- files ---
+def make_variants(folder: Path, rows: Rows, **settings: Any) -> Table:
+    frame = read(folder, rows, EXPLANATIONS, explanations.COLUMNS)
+    return table3_variants(frame, **{**FEW, **settings})
 
 
-@pytest.mark.parametrize("schema", [LOCALIZER, SEGMENTER, EXPLANATIONS])
-def test_files_have_their_types_whatever_they_hold(tmp_path: Path, schema: pa.Schema) -> None:
-    for rows in ([], [{"case": "a"}], [{"case": "a", "skipped": "empty"}, {"case": "b"}]):
-        write_table(tmp_path / "x.parquet", rows, schema)
-        assert pq.read_schema(tmp_path / "x.parquet").equals(schema)
-        assert pq.read_table(tmp_path / "x.parquet").num_rows == len(rows)
+def tables(markdown: str) -> list[tuple[list[str], list[list[str]]]]:
+    return markdown_page.read(markdown).tables
 
 
-def test_contract_columns_are_there() -> None:
-    design = """case organ method guidance variant modality seed n_forwards n_forwards_full n_patch
-        rho gflops_ptflops gflops_total seconds_total seconds_roi seconds_perturb seconds_encode
-        seconds_decode seconds_aggregate device precision baseline_dice_gt fidelity_dice
-        fidelity_iou localization_dice_pred localization_iou_pred localization_dice_gt
-        localization_iou_gt skipped"""
-    assert set(design.split()) <= set(EXPLANATIONS.names)
-    assert {"case", "organ", "prompt", "dice", "iou"} <= set(SEGMENTER.names)
-    assert {"case", "class", "dice", "auc_roc"} <= set(LOCALIZER.names)
+def items(markdown: str) -> list[str]:
+    return markdown_page.read(markdown).items
 
 
-def test_nan_and_numpy_values_are_stored_plainly(tmp_path: Path) -> None:
-    row = {"case": "a", "slice": np.int32(3), "primary": np.True_, "rho": np.float32(0.5)}
-    write_table(tmp_path / "x.parquet", [{**row, "lime_r2": math.nan}], EXPLANATIONS)
-    stored = pq.read_table(tmp_path / "x.parquet").to_pylist()[0]
-    assert (stored["slice"], stored["primary"], stored["rho"]) == (3, True, 0.5)
-    assert stored["lime_r2"] is None
+def same_cell(cell: str, expected: dict[str, float], n: int, *, cost: bool = False) -> None:
+    """A printed cell holds these numbers, each to its last digit, and its n if it is not n."""
+    if not expected["n"]:
+        assert cell == "—"
+        return
+    got = markdown_page.value(cell)
+    assert got is not None
+    tolerance = {"abs": 0.51, "rel": 0.0051} if cost else {"abs": 0.00051}
+    shown = dict(expected)
+    assert got.pop("n", n) == shown.pop("n")
+    p = shown.pop("p", None)
+    if p is None:
+        assert "p" not in got
+    elif p < 0.001:
+        assert got.pop("p") == "< 0.001"
+    else:
+        assert float(got.pop("p").removeprefix("= ")) == pytest.approx(p, abs=0.00051)
+    relative = shown.pop("relative", None)
+    if cost and relative is not None:
+        assert got.pop("relative") == pytest.approx(relative, rel=0.0051, abs=0.051)
+    if "low" not in got:  # all cases have the same value
+        assert shown.get("low", shown["mean"]) == pytest.approx(shown["mean"], **tolerance)
+        shown = {"mean": shown["mean"]}
+    assert got == pytest.approx(shown, **tolerance)
 
 
-def test_unknown_columns_are_refused_and_leave_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no column 'dise'"):
-        write_table(tmp_path / "x.parquet", [{"case": "a", "dise": 1.0}], LOCALIZER)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("most", [1, 40, 10**6], ids=["a case", "some cases", "all"])
-def test_concat_is_sorted_whatever_the_batches(tmp_path: Path, monkeypatch: Any, most: int) -> None:
-    for name, value in {"_ROW_GROUP": 7, "_RANGE": most, "_DEALT": 30}.items():
-        monkeypatch.setattr(f"xaiclip.evaluate.schema.{name}", value)
-    rows = [*explanation_rows(4), {"case": "case9", "skipped": "no organ"}]
-    rows += [{"case": "\U0001f600 Größe", "organ": "Ω"}, {"case": None, "skipped": "nobody"}]
-    rows += [{"case": "case1", "slice": None, "skipped": f"twin {k}"} for k in range(3)]
-    paths = [tmp_path / f"{k}.parquet" for k in range(3)]
-    for k, path in enumerate(paths):
-        write_table(path, rows[k::3], EXPLANATIONS)
-    concat_tables(paths[::-1], tmp_path / "joined.parquet", EXPLANATIONS)
-    # rows of one key keep the order of their files
-    write_table(tmp_path / "all.parquet", [*rows[::3], *rows[1::3], *rows[2::3]], EXPLANATIONS)
-    assert pq.read_table(tmp_path / "joined.parquet").equals(
-        pq.read_table(tmp_path / "all.parquet")
+def same_record(frame: pd.DataFrame, expected: dict[str, float], **where: Any) -> None:
+    """The frame's record of this key holds these numbers."""
+    chosen = frame
+    for name, wanted in where.items():
+        chosen = chosen[chosen[name] == wanted]
+    assert len(chosen) == 1, where
+    row = chosen.iloc[0]
+    assert row["n_cases"] == expected["n"]
+    nan = float("nan")
+    names = ("mean", "low", "high", "p")
+    assert [row[name] for name in names] == pytest.approx(
+        [expected.get(name, nan) for name in names], nan_ok=True
     )
-    assert {path.suffix for path in tmp_path.iterdir()} == {".parquet"}
-    assert len(list(tmp_path.iterdir())) == 5
-
-
-def test_concat_of_nothing_and_of_a_stranger(tmp_path: Path) -> None:
-    concat_tables([], tmp_path / "none.parquet", LOCALIZER)
-    assert pq.read_schema(tmp_path / "none.parquet").equals(LOCALIZER)
-    write_table(tmp_path / "old.parquet", [{"case": "a"}], SEGMENTER)
-    with pytest.raises(ValueError, match=r"old\.parquet"):
-        concat_tables([tmp_path / "old.parquet"], tmp_path / "x.parquet", LOCALIZER)
+    relative = expected.get("relative", nan)
+    assert 100 * row["relative"] == pytest.approx(relative, nan_ok=True)
 
 
 # --- Table II ---
 
 
-def test_table2(tmp_path: Path) -> None:
-    frame = read(tmp_path, localizer_rows(7), LOCALIZER)
-    table = table2(frame, pooled={"text": {"liver": 0.987}}, **FEW)
-    for name in SIX_CLASSES:
-        row = cell(table, **{"class": name}, variant="text", measure="dice")
-        mine = frame[(frame["class"] == name) & (frame["variant"] == "text")]
-        assert row["mean"] == pytest.approx(mine["dice"].mean())
-        assert row["low"] < row["mean"] < row["high"]
-        assert row["n_cases"] == 7
-        assert row["paper"] == float(PAPER_TABLE2[name]["dice"])
-    gain = cell(table, **{"class": "liver"}, variant="delta", measure="dice")
-    assert gain["mean"] == pytest.approx(0.1, abs=0.03)
-    assert gain["p"] == pytest.approx(2 / 2**7)
-    pooled = cell(table, **{"class": "liver"}, variant="text", measure="auc_roc_pooled")
-    assert pooled["mean"] == 0.987
-    assert "| liver " in table.markdown
-    assert "0.987" in table.markdown
-    assert "mean of organs" in table.markdown
+def classes_of(label: str) -> list[str]:
+    return list(study.ORGANS) if label == MEAN else [label]
 
 
-def test_table2_of_five_classes(tmp_path: Path) -> None:
-    rows = [row for row in localizer_rows(2) if row["class"] != "pancreas"]
-    table = table2(read(tmp_path, rows, LOCALIZER), **FEW)
-    assert "pancreas" not in set(table.frame["class"])
+def expected2(rows: Rows, label: str, column: str, variant: str) -> dict[str, float]:
+    members = classes_of(label)
+    if column == "auc_roc_pooled":
+        known = [POOLED[variant][name] for name in members if name in POOLED[variant]]
+        n = mean_of(rows, "auc_roc", "class", variant=variant, **{"class": members})["n"]
+        return {"n": n, **({"mean": fmean(known)} if known else {})}
+    if variant == "delta":
+        sides = {"variant": "no_text"}, {"variant": "text"}
+        return gain_of(rows, column, "class", *sides, **{"class": members})
+    return mean_of(rows, column, "class", variant=variant, **{"class": members})
+
+
+@pytest.mark.parametrize(
+    ("number", "heads", "measure"),
+    [
+        (0, [("Dice ↑", "dice", "text"), ("paper", "dice", "paper"),
+             ("without text", "dice", "no_text"), ("difference; p", "dice", "delta")], "dice"),
+        (1, [("AUC-ROC ↑", "auc_roc", "text"), ("pooled ↑", "auc_roc_pooled", "text"),
+             ("paper", "auc_roc", "paper"), ("without text", "auc_roc", "no_text"),
+             ("pooled without text", "auc_roc_pooled", "no_text"),
+             ("difference; p", "auc_roc", "delta")], "auc_roc"),
+    ],
+)  # fmt: skip
+def test_table2_shows_each_number_at_its_place(
+    tmp_path: Path, number: int, heads: list[tuple[str, str, str]], measure: str
+) -> None:
+    rows = study.localizer_rows()
+    found, lines = tables(make2(tmp_path, rows, pooled=POOLED).markdown)[number]
+    assert found == ["class", "n cases", *(head for head, _, _ in heads)]
+    assert [line[0] for line in lines] == ["background", *SHOWN, MEAN]
+    for label, n, *cells in lines:
+        assert int(n) == expected2(rows, label, measure, "text")["n"]
+        for cell, (_, column, variant) in zip(cells, heads, strict=True):
+            if variant == "paper":
+                assert cell == PRINTED2.get((label, column), "—")
+                continue
+            expected = expected2(rows, label, column, variant)
+            if "mean" not in expected:
+                assert cell.startswith("—")
+            else:
+                same_cell(cell, expected, int(n))
+
+
+def test_table2_as_data(tmp_path: Path) -> None:
+    rows = study.localizer_rows()
+    frame = make2(tmp_path, rows, pooled=POOLED).frame
+    for label in ("background", *SHOWN, MEAN):
+        for measure, variant in [
+            *product(("dice", "auc_roc"), ("text", "no_text", "delta")),
+            *product(("auc_roc_pooled",), ("text", "no_text")),
+        ]:
+            where = {"class": label, "variant": variant, "measure": measure}
+            same_record(frame, expected2(rows, label, measure, variant), **where)
+    assert len(frame) == 6 * 8
+    assert set(frame["better"]) == {"higher"}
+    printed = frame[frame["paper_printed"] != ""]
+    got = {(row["class"], row["measure"]): row for _, row in printed.iterrows()}
+    assert {key: row["paper_printed"] for key, row in got.items()} == {
+        key: cell for key, cell in PRINTED2.items() if key[0] in ("background", *SHOWN)
+    }
+    assert {row["variant"] for row in got.values()} == {"text"}
+    assert all(row["paper"] == float(row["paper_printed"]) for row in got.values())
+
+
+def test_the_mean_of_organs_is_without_the_background(tmp_path: Path) -> None:
+    rows = [
+        {"case": case, "slice": 1, "class": name, "variant": "text", "dice": dice}
+        for case in ("a", "b")
+        for name, dice in (("background", 1.0), ("spleen", 0.2), ("liver", 0.6))
+    ]
+    table = make2(tmp_path, rows)
+    assert tables(table.markdown)[0][1][-1][:3] == [MEAN, "2", "0.400"]
+    assert "Mean of organs is without the background." in items(table.markdown)
+
+
+def test_table2_has_the_classes_that_were_studied(tmp_path: Path) -> None:
+    rows = [row for row in study.localizer_rows() if row["class"] in ("background", "liver")]
+    assert set(make2(tmp_path, rows).frame["class"]) == {"background", "liver", MEAN}
+    nothing = make2(tmp_path, [])
+    names = ["background", "liver", "right kidney", "left kidney", "spleen", "pancreas", MEAN]
+    assert [line[0] for line in tables(nothing.markdown)[0][1]] == names
+
+
+# --- the segmenter ---
+
+
+def expected_segmenter(
+    rows: Rows, modality: str, label: str, prompt: str, column: str
+) -> dict[str, float]:
+    organs = list(SHOWN) if label == MEAN else [label]
+    return mean_of(rows, column, "organ", modality=modality, prompt=prompt, organ=organs)
+
+
+SEGMENTER_COLUMNS = [
+    ("Dice ↑, reference box", "reference", "dice"),
+    ("IoU ↑, reference box", "reference", "iou"),
+    ("HD95 (mm) ↓, reference box", "reference", "hd95_mm"),
+    ("Dice ↑, ROI box", "roi", "dice"),
+    ("IoU ↑, ROI box", "roi", "iou"),
+    ("HD95 (mm) ↓, ROI box", "roi", "hd95_mm"),
+]
+
+
+def test_segmenter_table_keeps_modalities_and_boxes_apart(tmp_path: Path) -> None:
+    rows = study.segmenter_rows()
+    table = make_segmenter(tmp_path, rows)
+    ((heads, lines),) = tables(table.markdown)
+    assert heads == ["modality", "organ", "n cases", *(head for head, _, _ in SEGMENTER_COLUMNS)]
+    labels = [(line[0], line[1]) for line in lines]
+    assert labels == [*product(("CT", "MR"), (*SHOWN, MEAN))]
+    for modality, label, n, *cells in lines:
+        for cell, (_, prompt, column) in zip(cells, SEGMENTER_COLUMNS, strict=True):
+            expected = expected_segmenter(rows, modality, label, prompt, column)
+            same_cell(cell, expected, int(n))
+            where = {"modality": modality, "organ": label, "prompt": prompt, "measure": column}
+            same_record(table.frame, expected, **where)
+    assert [int(line[2]) for line in lines] == [6, 7, 7, 7, 7, 2, 2, 2, 2, 2]
+    # one MR case has no distance for the spleen with the ROI's box
+    assert lines[labels.index(("MR", "spleen"))][-1].endswith(" (n = 1)")
+    units = table.frame.groupby("measure")[["unit", "better"]].first()
+    assert units.loc["hd95_mm"].tolist() == ["mm", "lower"]
+    assert units.loc["dice"].tolist() == units.loc["iou"].tolist() == ["", "higher"]
+
+
+def test_a_segmenter_without_a_reference_has_no_rows_but_reasons(tmp_path: Path) -> None:
+    rows = [
+        {key: row[key] for key in ("case", "slice", "organ", "prompt", "modality")}
+        | {"skipped": "the case has no reference label"}
+        for row in study.segmenter_rows()
+    ]
+    table = make_segmenter(tmp_path, rows)
+    ((_, lines),) = tables(table.markdown)
+    assert [line[1:] for line in lines] == [[MEAN, "0", *["—"] * 6]]
+    assert f"{len(rows)} rows: the case has no reference label" in items(table.markdown)
+    assert f"**Left out:** {len(rows)} of {len(rows)} rows" in table.markdown
+    assert "and 9 of 9 cases." in table.markdown
 
 
 # --- Table III ---
 
+QUALITY = [
+    ("fidelity Dice", "fidelity_dice"),
+    ("paper", "fidelity_dice"),
+    ("fidelity IoU", "fidelity_iou"),
+    ("paper", "fidelity_iou"),
+    ("Dice vs prediction ↑", "localization_dice_pred"),
+    ("its chance level", "localization_dice_pred_chance"),
+    ("IoU vs prediction ↑", "localization_iou_pred"),
+    ("Dice vs reference ↑", "localization_dice_gt"),
+    ("its chance level", "localization_dice_gt_chance"),
+    ("IoU vs reference ↑", "localization_iou_gt"),
+]
+COST = [
+    ("forwards ↓", "n_forwards"),
+    ("ρ of the slice ↓", "rho_union"),
+    ("ρ of an organ ↓", "rho"),
+    ("GFLOPs, ptflops ↓", "gflops_ptflops"),
+    ("paper", "gflops_ptflops"),
+    ("GFLOPs, all ↓", "gflops_total"),
+    ("paper, A (s)", "seconds_machine_a"),
+    ("paper, B (s)", "seconds_machine_b"),
+]
+ORDER = ("occlusion", "lime", "rise", "gradient")
+GUIDED = {"full": "full", "roi": "roi", "Δ": "delta"}
 
-def test_table3(tmp_path: Path) -> None:
-    frame = read(tmp_path, explanation_rows(7), EXPLANATIONS)
-    table = table3(frame, **FEW)
-    for method in METHODS:
-        full = cell(table, method=method, guidance="full", measure="fidelity_dice")
-        assert full["mean"] > 0.9  # the variant that is not primary stays out
-        delta = cell(table, method=method, guidance="delta", measure="localization_dice_pred")
-        assert delta["mean"] == pytest.approx(0.2, abs=0.02)
-        assert delta["low"] <= delta["mean"] <= delta["high"]
-        assert delta["p"] == pytest.approx(2 / 2**7)
-        cost = cell(table, method=method, guidance="delta", measure="n_forwards")
-        assert cost["mean"] == -180
-        assert cost["relative"] == pytest.approx(-180 / 226)
-    assert "−180 (−79.6%); p = 0.016" in table.markdown
+
+def expected3(
+    rows: Rows, method: str, guidance: str, column: str, source: str = "localizer", **where: Any
+) -> dict[str, float]:
+    where = {"method": method, **where}
+    full, roi = {"guidance": "full"}, {"guidance": "roi", "roi_source": source}
+    if guidance == "delta":
+        return gain_of(rows, column, "organ", full, roi, **where)
+    return mean_of(rows, column, "organ", **(full if guidance == "full" else roi), **where)
 
 
-def test_the_papers_values_and_their_doubts(tmp_path: Path) -> None:
-    table = table3(read(tmp_path, explanation_rows(2), EXPLANATIONS), **FEW)
-    doubts = {
-        (row.method, row.guidance, row.measure): row.paper_doubts
-        for row in table.frame.itertuples()
-        if row.paper_printed
-    }
-    assert len(doubts) == sum(len(cells) for cells in PAPER_TABLE3.values())
-    assert doubts["occlusion", "full", "fidelity_iou"] == "a"
-    assert doubts["occlusion", "roi", "fidelity_iou"] == ""
-    assert doubts["rise", "full", "fidelity_dice"] == "b"
-    assert doubts["occlusion", "roi", "gflops_ptflops"] == "c"
-    assert doubts["rise", "full", "gflops_ptflops"] == "d"
-    assert doubts["rise", "roi", "seconds_machine_b"] == "e"
-    assert doubts["occlusion", "full", "seconds_machine_b"] == "cf"
-    assert doubts["lime", "full", "gflops_ptflops"] == ""
+def printed3(method: str, guidance: str, column: str) -> str:
+    text = PRINTED3.get((method, guidance, column), "—")
+    marks = DOUBTS.get((method, guidance, column), "")
+    return f"{text} †{marks}" if marks else text
+
+
+@pytest.mark.parametrize(("number", "columns"), [(0, QUALITY), (1, COST)], ids=["quality", "cost"])
+def test_table3_shows_each_number_at_its_place(
+    tmp_path: Path, number: int, columns: list[tuple[str, str]]
+) -> None:
+    rows = study.explanation_rows()
+    heads, lines = tables(make3(tmp_path, rows).markdown)[number]
+    assert heads == ["method", "guidance", "n cases", *(head for head, _ in columns)]
+    assert [(line[0], line[1]) for line in lines] == [*product(ORDER, GUIDED)]
+    for method, words, n, *cells in lines:
+        guidance = GUIDED[words]
+        assert int(n) == 9
+        for cell, (head, column) in zip(cells, columns, strict=True):
+            if head.startswith("paper"):
+                assert cell == printed3(method, guidance, column), (method, words, column)
+            else:
+                expected = expected3(rows, method, guidance, column, primary=True)
+                same_cell(cell, expected, int(n), cost=number == 1)
+
+
+def test_table3_as_data(tmp_path: Path) -> None:
+    rows = study.explanation_rows()
+    frame = make3(tmp_path, rows).frame
+    ours = dict.fromkeys(column for head, column in [*QUALITY, *COST] if head[:5] != "paper")
+    for method, guidance, column in product(ORDER, GUIDED.values(), ours):
+        where = {"method": method, "guidance": guidance, "measure": column}
+        expected = expected3(rows, method, guidance, column, primary=True)
+        same_record(frame, expected, roi_source="localizer", **where)
+    printed = frame[frame["paper_printed"] != ""]
+    got = {(row.method, row.guidance, row.measure): row for row in printed.itertuples()}
+    assert {key: row.paper_printed for key, row in got.items()} == PRINTED3
+    assert {key: row.paper_doubts for key, row in got.items() if row.paper_doubts} == DOUBTS
+    assert got["lime", "roi", "gflops_ptflops"].paper == 94431
+    assert pd.isna(got["rise", "roi", "fidelity_iou"].paper)
+
+
+def test_which_values_are_the_better_ones(tmp_path: Path) -> None:
+    frame = make3(tmp_path, study.explanation_rows()).frame
+    better = dict(zip(frame["measure"], frame["better"], strict=True))
+    # fidelity says how little was changed, not how good a map is
+    lower = {"n_forwards", "rho", "rho_union", "gflops_ptflops", "gflops_total",
+             "seconds_machine_a", "seconds_machine_b"}  # fmt: skip
+    higher = {f"localization_{one}_{of}" for one in ("dice", "iou") for of in ("pred", "gt")}
+    assert {name for name, way in better.items() if way == "lower"} == lower
+    assert {name for name, way in better.items() if way == "higher"} == higher
+
+
+def test_our_seconds_are_in_no_table(tmp_path: Path) -> None:
+    table = make3(tmp_path, study.explanation_rows())
+    assert "seconds_total" not in set(table.frame["measure"])
+    ours = table.frame[table.frame["unit"] == "s"]
+    assert set(ours["measure"]) == {"seconds_machine_a", "seconds_machine_b"}
+    assert ours["mean"].isna().all()
+    assert any(item.startswith("Our seconds are not shown") for item in items(table.markdown))
+
+
+def test_notes_say_what_the_numbers_are(tmp_path: Path) -> None:
+    table = make3(tmp_path, study.explanation_rows())
+    notes = " ".join(items(table.markdown))
+    shared = [row["shared_by"] for row in study.explanation_rows() if row.get("shared_by")
+              and row["primary"]]  # fmt: skip
+    assert f"for all its organs together ({fmean(shared):.1f} on average)" in notes
+    assert "fewer than two cases, no p for fewer than 6 cases that differ" in notes
+    assert "[90% bootstrap interval]" in table.markdown
     for mark in "abcdef":
         assert f"- †{mark} " in table.markdown
-    assert cell(table, method="lime", guidance="roi", measure="gflops_ptflops")["paper"] == 94431
-    assert math.isnan(cell(table, method="rise", guidance="roi", measure="fidelity_iou")["paper"])
-
-
-def test_doubts_follow_from_the_papers_own_numbers() -> None:
-    def number(text: str) -> float:
-        return float(text.replace(",", "").rstrip("%"))
-
-    occlusion = {name: PAPER_TABLE3["occlusion", name] for name in ("full", "roi")}
-    mean_dice = number(occlusion["full"]["fidelity_dice"])
-    assert number(occlusion["full"]["fidelity_iou"]) < mean_dice / (2 - mean_dice)
-    forwards = [number(cells["gflops_ptflops"]) / 742 for cells in occlusion.values()]
-    assert [round(value) for value in forwards] == [227, 197]
-    assert forwards[1] / forwards[0] == pytest.approx(0.87, abs=0.005)
-    for machine, share in (("a", 0.38), ("b", 0.31)):
-        times = [number(cells[f"seconds_machine_{machine}"]) for cells in occlusion.values()]
-        assert times[1] / times[0] == pytest.approx(share, abs=0.005)
-    rise = [number(PAPER_TABLE3["rise", name]["seconds_machine_b"]) for name in ("full", "roi")]
-    delta = number(PAPER_TABLE3["rise", "delta"]["seconds_machine_b"])
-    assert 100 * (1 - rise[0] / rise[1]) == pytest.approx(delta, abs=0.05)
-    assert pytest.approx(1.48e6, rel=0.01) == 2000 * 742
 
 
 def test_roi_sources_are_kept_apart(tmp_path: Path) -> None:
-    frame = read(tmp_path, explanation_rows(3, ("localizer", "reference")), EXPLANATIONS)
-    table = table3(frame, **FEW)
-    assert "roi (reference)" in table.markdown
-    for source in ("localizer", "reference"):
-        where = {"method": "rise", "roi_source": source, "measure": "localization_dice_pred"}
-        assert cell(table, guidance="roi", **where)["n_cases"] == 3
-        assert cell(table, guidance="delta", **where)["n_cases"] == 3
+    rows = study.explanation_rows(("localizer", "reference"))
+    table = make3(tmp_path, rows)
+    ((_, lines), _) = tables(table.markdown)
+    sources = ("localizer", "reference")
+    expected = [(m, f"{g} ({s})") for m in ORDER for s in sources for g in GUIDED]
+    assert [(line[0], line[1]) for line in lines] == expected
+    for source, guidance in product(sources, GUIDED.values()):
+        made = expected3(
+            rows, "rise", guidance, "localization_dice_pred", source=source, primary=True
+        )
+        where = {"method": "rise", "guidance": guidance, "roi_source": source}
+        same_record(table.frame, made, measure="localization_dice_pred", **where)
+        line = lines[expected.index(("rise", f"{'Δ' if guidance == 'delta' else guidance} "
+                                             f"({source})"))]  # fmt: skip
+        same_cell(line[3 + 4], made, 9)
 
 
-def test_variants(tmp_path: Path) -> None:
-    table = table3_variants(read(tmp_path, explanation_rows(3), EXPLANATIONS), **FEW)
-    assert set(table.frame["variant"]) == {"main", "other"}
-    assert "**main**" in table.markdown
-    assert "**other**" not in table.markdown
+# --- all variants ---
+
+VARIANTS = [
+    ("fidelity Dice", "fidelity_dice"),
+    ("Dice vs prediction ↑", "localization_dice_pred"),
+    ("its chance level", "localization_dice_pred_chance"),
+    ("Dice vs reference ↑", "localization_dice_gt"),
+    ("its chance level", "localization_dice_gt_chance"),
+    ("R²", "lime_r2"),
+    ("forwards ↓", "n_forwards"),
+]
+
+
+def test_variants_show_each_number_at_its_place(tmp_path: Path) -> None:
+    rows = study.explanation_rows()
+    table = make_variants(tmp_path, rows)
+    ((heads, lines),) = tables(table.markdown)
+    names = ["method", "variant", "value", "guidance", "n cases"]
+    assert heads == [*names, *(head for head, _ in VARIANTS)]
+    keys = [(line[0], line[1], line[2], line[3]) for line in lines]
+    assert keys == [*product(ORDER, ("other", "ours"), ("hard_dice", "soft_dice"), GUIDED)]
+    for method, variant, value, words, n, *cells in lines:
+        where = {"variant": variant, "value": value}
+        for cell, (_, column) in zip(cells, VARIANTS, strict=True):
+            expected = expected3(rows, method, GUIDED[words], column, **where)
+            same_cell(cell, expected, int(n), cost=column == "n_forwards")
+            key = {"method": method, "guidance": GUIDED[words], "measure": column, **where}
+            same_record(table.frame, expected, **key)
+
+
+def test_the_primary_variant_is_bold(tmp_path: Path) -> None:
+    markdown = make_variants(tmp_path, study.explanation_rows()).markdown
+    lines = [line.split("|") for line in markdown.splitlines() if line.startswith("|")][2:]
+    bold = {(cells[2].strip(), cells[3].strip()) for cells in lines if "**" in cells[2]}
+    assert bold == {("**ours**", "soft_dice")}
+    assert sum("**" in cells[2] for cells in lines) == 4 * 3
+
+
+# --- what was left out ---
 
 
 def test_what_was_left_out_stands_below(tmp_path: Path) -> None:
-    rows = explanation_rows(3)
-    for row in rows:
-        if row["organ"] == "spleen" and row["case"] == "case1":
-            for name in EXPLANATIONS.names[EXPLANATIONS.names.index("seed") : -1]:
-                row.pop(name, None)
-            row["skipped"] = "the segmenter found no spleen"
+    rows = study.explanation_rows()
     skips = [
-        Skip("case7", "volumes", "'x.nii.gz' is truncated"),
-        Skip("case1", "slices", "no pancreas", 4, "pancreas"),
+        Skip("eve", "volumes", "'x.nii.gz' is truncated"),
+        Skip("zoe", "slices", "no pancreas", 4, "pancreas"),
     ]
-    table = table3(read(tmp_path, rows, EXPLANATIONS), skips=skips, **FEW)
-    assert "6 of 36 rows" in table.markdown
-    assert "1 of 4 cases" in table.markdown
-    assert "- 6 rows: the segmenter found no spleen" in table.markdown
-    assert "- case case7: 'x.nii.gz' is truncated" in table.markdown
-    assert "no pancreas" not in table.markdown
-    assert cell(table, method="lime", guidance="roi", measure="rho")["n_cases"] == 3
+    table = make3(tmp_path, rows, skips=skips)
+    units = {(r["case"], r["slice"], r["organ"], r["method"], r["roi_source"]) for r in rows}
+    lost = sum(row.get("skipped") is not None for row in rows)
+    assert f"**Left out:** {lost} of {len(units)} rows" in table.markdown
+    assert "and 1 of 10 cases." in table.markdown
+    assert items(table.markdown)[-2:] == [
+        f"{lost} rows: the ROI is empty",
+        "case eve: 'x.nii.gz' is truncated",
+    ]
 
 
 def test_skips_are_read_for_the_wanted_cases(tmp_path: Path) -> None:
@@ -307,99 +454,127 @@ def test_skips_are_read_for_the_wanted_cases(tmp_path: Path) -> None:
     ]
 
 
-def test_the_widest_reason_is_named_and_the_confidence_printed(tmp_path: Path) -> None:
+def test_the_widest_reason_is_named(tmp_path: Path) -> None:
     skips = [Skip("a", "slices", "all of it"), Skip("a", "slices", "an organ", 3, "liver")]
-    table = table3(read(tmp_path, [], EXPLANATIONS), skips=skips, confidence=0.9, **FEW)
-    assert "- case a: all of it" in table.markdown
-    assert "[90% bootstrap interval]" in table.markdown
+    for order in (skips, skips[::-1]):
+        assert items(make3(tmp_path, [], skips=order).markdown)[-1] == "case a: all of it"
 
 
-def test_long_lists_of_reasons_are_cut(tmp_path: Path) -> None:
-    rows = [{"case": f"c{k}", "organ": "liver", "skipped": f"reason {k:02d}"} for k in range(30)]
-    table = table3(read(tmp_path, rows, EXPLANATIONS), **FEW)
-    assert "- 10 rows: 10 other reasons" in table.markdown
-    assert "30 of 30 cases" in table.markdown
+def test_long_lists_of_reasons_are_cut_and_the_most_frequent_come_first(tmp_path: Path) -> None:
+    rows = [
+        {"case": f"c{k}", "organ": organ, "skipped": f"reason {k:02d}"}
+        for k in range(30)
+        for organ in ("liver", "spleen")[: 1 + (k == 17)]
+    ]
+    markdown = make3(tmp_path, rows).markdown
+    assert "**Left out:** 31 of 31 rows" in markdown
+    assert "and 30 of 30 cases." in markdown
+    named = [f"1 rows: reason {k:02d}" for k in range(19)]
+    assert items(markdown)[-21:] == [
+        "2 rows: reason 17", *(one for one in [*named, "1 rows: reason 19"] if "17" not in one),
+        "10 rows: 10 other reasons",
+    ]  # fmt: skip
 
 
-# --- all of them ---
+# --- any study ---
+
+MAKE = {
+    "table2": (make2, study.localizer_rows),
+    "segmenter": (make_segmenter, study.segmenter_rows),
+    "table3": (make3, study.explanation_rows),
+    "variants": (make_variants, study.explanation_rows),
+}
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-@pytest.mark.parametrize("cases", [0, 1])
-def test_any_number_of_cases_gives_a_table(tmp_path: Path, cases: int) -> None:
-    localizer = read(tmp_path, localizer_rows(cases), LOCALIZER)
-    explanations = read(tmp_path, explanation_rows(cases), EXPLANATIONS)
-    for make, rows in (
-        (table2, localizer),
-        (table3, explanations),
-        (table3_variants, explanations),
-    ):
-        table = make(rows, **FEW)
-        assert table.frame["low"].isna().all()
-        assert table.frame["p"].isna().all()
-        assert "nan" not in table.markdown
-        write(table, tmp_path / "t.csv", tmp_path / "t.md")
-        assert list(pd.read_csv(tmp_path / "t.csv").columns) == list(table.frame.columns)
+@pytest.mark.parametrize("cases", [[], ["abe"]])
+@pytest.mark.parametrize("name", MAKE)
+def test_any_number_of_cases_gives_a_table(tmp_path: Path, name: str, cases: list[str]) -> None:
+    make, rows = MAKE[name]
+    table = make(tmp_path, [row for row in rows() if row["case"] in cases])
+    assert table.frame["low"].isna().all()
+    assert table.frame["p"].isna().all()
+    assert set(table.frame["n_cases"]) <= {0, len(cases)}
+    assert "nan" not in table.markdown
+    for heads, lines in tables(table.markdown):
+        assert all(len(line) == len(heads) for line in lines)
 
 
-def test_only_skipped_rows_give_a_table(tmp_path: Path) -> None:
-    row = {
-        "case": "a",
-        "organ": "liver",
-        "method": "lime",
-        "guidance": "roi",
-        "skipped": "empty ROI",
-    }
-    table = table3(read(tmp_path, [row], EXPLANATIONS), **FEW)
-    assert set(table.frame["method"]) == {"lime"}
-    assert "1 of 1 rows" in table.markdown
-
-
-def test_tables_are_the_same_twice_and_in_any_order(tmp_path: Path) -> None:
-    rows = explanation_rows(5)
-    one = table3(read(tmp_path, rows, EXPLANATIONS), **FEW)
-    two = table3(read(tmp_path, rows[::-1], EXPLANATIONS), **FEW)
+@pytest.mark.parametrize("name", MAKE)
+def test_tables_are_the_same_in_any_order(tmp_path: Path, name: str) -> None:
+    make, rows = MAKE[name]
+    one, two = make(tmp_path, rows()), make(tmp_path, rows()[::-1])
     assert one.markdown == two.markdown
     pd.testing.assert_frame_equal(one.frame, two.frame)
 
 
-def test_markdown_tables_are_rectangular(tmp_path: Path) -> None:
-    table = table3(read(tmp_path, explanation_rows(3), EXPLANATIONS), **FEW)
-    lines = table.markdown.splitlines()
-    for head, rule in pairwise(lines):
-        if rule.startswith("| :-"):
-            assert head.count("|") == rule.count("|")
-            assert len(head) == len(rule)
+@pytest.mark.parametrize("name", MAKE)
+def test_files_hold_what_the_table_holds(tmp_path: Path, name: str) -> None:
+    make, rows = MAKE[name]
+    table = make(tmp_path, rows())
+    write(table, tmp_path / "t.csv", tmp_path / "t.md")
+    assert (tmp_path / "t.md").read_text(encoding="utf-8") == table.markdown
+    with open(tmp_path / "t.csv", encoding="utf-8", newline="") as stream:
+        stored = list(csv.DictReader(stream))
+    assert list(stored[0]) == list(table.frame.columns)
+    assert [row["measure"] for row in stored] == table.frame["measure"].tolist()
+    means = [float(row["mean"] or "nan") for row in stored]
+    assert means == pytest.approx(table.frame["mean"].tolist(), nan_ok=True)
 
 
-def test_segmenter_table_keeps_modalities_and_boxes_apart() -> None:
-    rows = [
-        {
-            "case": f"{modality}{case}",
-            "slice": 1,
-            "organ": organ,
-            "prompt": prompt,
-            "modality": modality,
-            "dice": 0.9 if prompt == "reference" else 0.5,
-            "iou": 0.8,
-            "hd95_mm": 4.0,
-            "skipped": None,
-        }
-        for modality in ("CT", "MR")
-        for case in range(3)
-        for organ in ("liver", "spleen")
-        for prompt in ("reference", "roi")
+def test_only_skipped_rows_give_a_table(tmp_path: Path) -> None:
+    row = {"case": "a", "organ": "liver", "method": "lime", "guidance": "roi", "skipped": "empty"}
+    table = make3(tmp_path, [row])
+    assert [line[0] for line in tables(table.markdown)[0][1]] == ["lime"] * 3
+    assert "**Left out:** 1 of 1 rows" in table.markdown
+
+
+# --- names and reasons that hold anything ---
+
+NASTY = ["<script>alert(1)</script>", "a|b", "two\nlines", "`code` *bold* _so_", "[x](http://y)",
+         "![i](z)", "back\\slash|", "&lt;b&gt; & ~~s~~", "\u202egnp.exe\x1b[31m", "<!-- c -->",
+         "**", "$x$", "# head", "in_mask_value"]  # fmt: skip
+INNOCENT = {"inline", "text", "text_special", "strong_open", "strong_close", "em_open", "em_close",
+            "code_inline", "paragraph_open", "paragraph_close", "heading_open", "heading_close",
+            "bullet_list_open", "bullet_list_close", "list_item_open", "list_item_close",
+            "table_open", "table_close", "thead_open", "thead_close", "tbody_open", "tbody_close",
+            "tr_open", "tr_close", "th_open", "th_close", "td_open", "td_close"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_names_are_shown_letter_by_letter(tmp_path: Path, name: str) -> None:
+    shown = plain(name)
+    skips = [Skip(name, "volumes", name)]
+    common = {"case": "a", "slice": 1, "modality": name, "organ": name, "class": name}
+    rows = {
+        "localizer": {"variant": "text", "dice": 0.5, "auc_roc": 0.9},
+        "segmenter": {"prompt": "roi", "dice": 0.5, "iou": 0.4},
+        "explanations": {"method": name, "guidance": "roi", "roi_source": name, "primary": True,
+                         "variant": name, "value": name, "rho": 0.5},
+    }  # fmt: skip
+    bad = {"case": "b", "skipped": name}
+    makers = [
+        (make2, "localizer", LOCALIZER, [0]),
+        (make_segmenter, "segmenter", SEGMENTER, [0, 1]),
+        (make3, "explanations", EXPLANATIONS, [0]),
+        (make_variants, "explanations", EXPLANATIONS, [0, 1, 2]),
     ]
-    table = segmenter_table(pd.DataFrame(rows), **FEW)
-    frame = table.frame[table.frame["measure"] == "dice"]
-    assert len(frame) == 2 * 3 * 2
-    assert frame[frame["prompt"] == "roi"]["mean"].tolist() == [0.5] * 6
-    assert set(frame["n_cases"]) == {3}
-    assert "| MR " in table.markdown
-    empty = segmenter_table(pd.DataFrame(rows).assign(skipped="no label"), **FEW)
-    assert "12 rows" in empty.markdown or "no label" in empty.markdown
+    for make, kind, schema, places in makers:
+        row = {**common, **rows[kind]}
+        row = {key: value for key, value in row.items() if key in schema.names}
+        page = markdown_page.read(make(tmp_path, [row, bad], skips=skips).markdown)
+        assert page.kinds <= INNOCENT, page.kinds - INNOCENT
+        for heads, lines in page.tables:
+            assert all(len(line) == len(heads) for line in lines)
+            for place in places:
+                assert shown in [line[place] for line in lines]
+        assert page.items[-2:] == [f"1 rows: {shown}", f"case {shown}: {shown}"]
 
 
-def test_a_frame_as_a_table():
-    frame = pd.DataFrame({"plan": ["a", "b"], "error": [0.123456, float("nan")]})
-    assert pipe_table(frame).splitlines()[2:] == ["| a    | 0.1235 |", "| b    |      — |"]
+def test_a_frame_as_a_table() -> None:
+    frame = pd.DataFrame({"plan": ["a", "b|<i>"], "error": [0.123456, float("nan")]})
+    text = pipe_table(frame)
+    assert tables(text) == [(["plan", "error"], [["a", "0.1235"], ["b|<i>", "—"]])]
+    assert "<i>" not in text
+    widths = {len(line) for line in text.splitlines()}
+    assert len(widths) == 1

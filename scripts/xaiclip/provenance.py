@@ -34,6 +34,8 @@ def code_hash(script: str, also: Iterable[str] = (), root: Path = SCRIPTS) -> st
         if path is None:
             raise FileNotFoundError(f"no module '{name}' below {root}")
         files |= set(imported_files(path, root))
+    # a module's own data stands beside it, under its name
+    files |= {data for path in files if (data := path.with_suffix(".toml")).is_file()}
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(str(path.relative_to(root)).encode())

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from xaiclip.errors import CaseError
-from xaiclip.report import style
+from xaiclip.report import colours, style
 from xaiclip.report.sources import Settings, Sources
 from xaiclip.report.words import plain
 
@@ -62,7 +62,7 @@ def training_curves(sources: Sources, settings: Settings) -> Training:
         if "val_dice" in rows:
             kept = rows.loc[rows["selected"] == 1, ["epoch", "val_dice"]].to_numpy(float)
             mean.append(_curve(words, rows, "val_dice", colour, lines[0], kept))
-    organs = style.Organs(settings.classes)
+    organs = colours.Organs(settings.classes)
     rows = histories.get("text", next(iter(histories.values())))
     each = [
         _curve(organ, rows, f"val_dice_{organ}", organs.colour(organ), organs.line(organ))

@@ -10,7 +10,7 @@ from xaiclip.errors import CaseError
 from xaiclip.explain.attribution import Attribution
 from xaiclip.organs import BACKGROUND
 from xaiclip.preprocess import load_preprocessed
-from xaiclip.report import panels, style
+from xaiclip.report import colours, panels, style
 from xaiclip.report import sources as files
 from xaiclip.report.picture import (
     Boxes,
@@ -75,7 +75,7 @@ def selective_occlusion(sources: Sources, settings: Settings) -> Picture:
     above, below = [], []
     for guidance, one in both.items():
         plan = files.plan(sources[f"scores/occlusion/{guidance}"], subject)
-        title = f"{style.GUIDANCES[guidance][2]}: {panels.windows_words(plan)}"
+        title = f"{colours.GUIDANCES[guidance][2]}: {panels.windows_words(plan)}"
         above.append(panels.windows_panel(title, subject, plan, region))
         layers = (Heat(one.map, norm), panels.roi_outline(region))
         below.append(Panel("importance", subject.item, layers))
@@ -123,7 +123,7 @@ def occlusion_overview(sources: Sources, settings: Settings) -> Picture:
 def localization(sources: Sources, settings: Settings) -> Picture:
     """Up to three cases: reference, the localizer's map, and both over the slice."""
     items = _one_per_case(sources, settings, 3)
-    organs = style.Organs(settings.classes)
+    organs = colours.Organs(settings.classes)
     shown: list[Panel] = []
     found: set[str] = set()
     for item in items:
@@ -169,7 +169,7 @@ def occlusion_maps(sources: Sources, settings: Settings) -> Picture:
     prefix = "attributions/occlusion/"
     guidances = [key.removeprefix(prefix) for key in sources if key.startswith(prefix)]
     item, maps = _best_explained(sources, settings, guidances)
-    organs = style.Organs(settings.classes)
+    organs = colours.Organs(settings.classes)
     norms = {organ: style.symmetric(one.map for one in of.values()) for organ, of in maps.items()}
     masks = {
         organ: files.segmentation(sources["segmentation"], item, organ, settings.prompt)
@@ -185,7 +185,7 @@ def occlusion_maps(sources: Sources, settings: Settings) -> Picture:
                     Heat(maps[organ][guidance].map, norms[organ]),
                     Outline(masks[organ], colour, line, width=0.9),
                 )
-            side = "" if organ != organs.names[0] else style.GUIDANCES[guidance][2]
+            side = "" if organ != organs.names[0] else colours.GUIDANCES[guidance][2]
             shown.append(Panel(organ, item, layers, marks=not shown, side=side))
     bars = []
     for column, organ in enumerate(organs.names):
@@ -233,7 +233,7 @@ def _best_explained(
     return best[1:]
 
 
-def _organ_entries(organs: style.Organs, names: list[str]) -> list[Entry]:
+def _organ_entries(organs: colours.Organs, names: list[str]) -> list[Entry]:
     return [
         Entry(f"{organ} ({organs.short(organ)})", organs.colour(organ), organs.line(organ))
         for organ in names

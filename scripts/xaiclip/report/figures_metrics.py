@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from xaiclip.errors import CaseError
 from xaiclip.evaluate.statistics import Estimate, bootstrap_mean, case_means
-from xaiclip.report import style
+from xaiclip.report import colours, style
 from xaiclip.report.sources import Settings, Sources
 from xaiclip.report.words import plain
 
@@ -74,7 +74,7 @@ def comparison(sources: Sources, settings: Settings) -> Comparison:
     """Dice, IoU, operations and forwards of each method: means over cases, intervals, cases."""
     rows = _explained(sources, [column for column, _ in _BARS])
     methods = sorted(rows["method"].unique(), key=[*_METHODS, *rows["method"]].index)
-    guidances = [name for name in style.GUIDANCES if (rows["guidance"] == name).any()]
+    guidances = [name for name in colours.GUIDANCES if (rows["guidance"] == name).any()]
     return Comparison(
         methods,
         guidances,
@@ -124,7 +124,7 @@ def _draw_bars(
     width, floor = 0.8 / len(guidances), panel.floor
     for bar in panel.bars:
         estimate, own = bar.estimate, bar.cases
-        colour, hatch, _ = style.GUIDANCES[bar.guidance]
+        colour, hatch, _ = colours.GUIDANCES[bar.guidance]
         beside = guidances.index(bar.guidance) - (len(guidances) - 1) / 2
         at = methods.index(bar.method) + beside * width
         axes.bar(
@@ -195,7 +195,7 @@ class DistributionPanel:
 class Distributions:
     """LIME's localization, a panel for each measure; ``shown``: organs that have a value."""
 
-    organs: style.Organs
+    organs: colours.Organs
     shown: Sequence[str]
     panels: Sequence[DistributionPanel]
 
@@ -208,7 +208,7 @@ def lime_distributions(sources: Sources, settings: Settings) -> Distributions:
     rows = rows[(rows["method"] == "lime") & rows["guidance"].isin(list(_GUIDED))]
     if rows.empty:
         raise CaseError("No organ is explained by LIME.")
-    organs = style.Organs(settings.classes)
+    organs = colours.Organs(settings.classes)
     shown = [organ for organ in organs.names if (rows["organ"] == organ).any()]
     titles = {"dice": "Dice", "iou": "IoU"}
     panels = [
@@ -267,7 +267,7 @@ def draw_distributions(data: Distributions) -> Figure:
 
 
 def _draw_groups(
-    axes: Axes, groups: Sequence[Group], start: float, organs: style.Organs
+    axes: Axes, groups: Sequence[Group], start: float, organs: colours.Organs
 ) -> list[tuple[float, str]]:
     """Draw the groups of one target from ``start`` on; their ticks."""
     ticks = []
@@ -284,7 +284,7 @@ def _draw_groups(
         )
     for x, group in spots:
         values = group.values.dropna()
-        colour, hatch, _ = style.GUIDANCES[group.guidance]
+        colour, hatch, _ = colours.GUIDANCES[group.guidance]
         if len(values) > 2:
             axes.boxplot(
                 [values],
@@ -337,5 +337,5 @@ def _explained(sources: Sources, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def _patch(guidance: str) -> Patch:
-    colour, hatch, words = style.GUIDANCES[guidance]
+    colour, hatch, words = colours.GUIDANCES[guidance]
     return Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.6, label=words)

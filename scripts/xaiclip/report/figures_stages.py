@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from xaiclip.data.slices import Slice
 from xaiclip.errors import CaseError
 from xaiclip.explain.attribution import GRID, Attribution
-from xaiclip.report import panels, style
+from xaiclip.report import colours, panels, style
 from xaiclip.report import sources as files
 from xaiclip.report.picture import ColourBar, Entry, Heat, Layer, Note, Outline, Panel, Picture
 from xaiclip.report.picture import Segments as Edges
@@ -93,8 +93,8 @@ def lime_stages(sources: Sources, settings: Settings) -> Picture:
                 (Outline(~kept, panels.HIDDEN, width=0.9),),
                 image=_hidden(item, kept.astype(float)),
             ),
-            Panel(style.GUIDANCES["full"][2], item, (Heat(before.map, norm),)),
-            Panel(style.GUIDANCES["roi"][2], item, (Heat(after.map, norm),)),
+            Panel(colours.GUIDANCES["full"][2], item, (Heat(before.map, norm),)),
+            Panel(colours.GUIDANCES["roi"][2], item, (Heat(after.map, norm),)),
         ],
         3,
         [ColourBar(panels.importance(before), 5, (4, 5))],
@@ -119,7 +119,7 @@ def rise_stages(sources: Sources, settings: Settings) -> Picture:
         maps = files.attributions(sources[f"attributions/rise/{guidance}"], item, subject.organ)
         for name, words in _ESTIMATORS.items():
             one = files.variant(maps, name)
-            title = f"{words}, {style.GUIDANCES[guidance][2]}"
+            title = f"{words}, {colours.GUIDANCES[guidance][2]}"
             layers = _estimated(one, name)
             if one is not None:
                 bars.append(panels.own_bar(3 * row + len(of_row), panels.importance(one)))

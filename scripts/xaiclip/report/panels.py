@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xaiclip.explain.attribution import GRID, Attribution
+from xaiclip.report import colours, style
 from xaiclip.report import sources as files
-from xaiclip.report import style
 from xaiclip.report.picture import Boxes, ColourBar, Entry, Fill, Heat, Mask, Outline, Panel
 from xaiclip.report.sources import Settings, Sources, Subject
 
@@ -109,4 +109,4 @@ def subject_and_maps(
 
 def _segmentation(subject: Subject, sources: Sources, settings: Settings) -> tuple[Mask, str]:
     mask = files.segmentation(sources["segmentation"], subject.item, subject.organ, settings.prompt)
-    return mask, style.Organs(settings.classes).colour(subject.organ)
+    return mask, colours.Organs(settings.classes).colour(subject.organ)

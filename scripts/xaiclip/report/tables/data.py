@@ -84,6 +84,12 @@ def tidy(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> pd.DataFr
     return pd.DataFrame(list(records), columns=columns)
 
 
+def keys(frame: pd.DataFrame, names: Sequence[str]) -> list[dict[str, str]]:
+    """The different keys of a tidy frame, in its order."""
+    different = frame[list(names)].drop_duplicates()
+    return [dict(zip(names, row, strict=True)) for row in different.itertuples(index=False)]
+
+
 def in_order(names: Iterable[str]) -> list[str]:
     """Classes in the paper's order, then others by name."""
     found = set(names)

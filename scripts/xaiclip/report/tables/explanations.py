@@ -18,7 +18,7 @@ from xaiclip.evaluate.statistics import (
 )
 from xaiclip.report import paper
 from xaiclip.report.markdown import bullets, join
-from xaiclip.report.tables.data import NAN, Measure, Table, record, tidy
+from xaiclip.report.tables.data import NAN, Measure, Table, keys, record, tidy
 from xaiclip.report.tables.layout import Column, Key, column, intro, lay_out, notes_on_n
 from xaiclip.report.tables.left_out import left_out
 from xaiclip.report.words import escape
@@ -108,7 +108,7 @@ def _data(
 
 
 def _markdown(frame: pd.DataFrame, shared: float, confidence: float, missing: str) -> str:
-    rows = frame[list(_KEYS)].drop_duplicates().to_dict(orient="records")
+    rows = keys(frame, _KEYS)
     names = {"method": lambda row: escape(row["method"]), "guidance": guidance_words(frame)}
     quality = [
         part

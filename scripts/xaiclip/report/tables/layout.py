@@ -57,12 +57,13 @@ def lay_out(
             of its cells; a cell that has another says so.
         differences: what a record's key holds where it is a paired difference, shown with a sign.
     """
-    keys = list(dict.fromkeys(name for row in rows for name in row))
-    keys += [name for one in columns for name in one.where if name not in keys]
-    keys = list(dict.fromkeys([*keys, "measure"]))
-    records = {
-        tuple(str(line[name]) for name in keys): line for line in frame.to_dict(orient="records")
-    }
+    names_of_key = dict.fromkeys(name for row in rows for name in row)
+    names_of_key |= dict.fromkeys(name for one in columns for name in one.where)
+    keys = [*names_of_key, "measure"]
+    lines_of_frame = (
+        dict(zip(frame.columns, line, strict=True)) for line in frame.itertuples(index=False)
+    )
+    records = {tuple(line[name] for name in keys): line for line in lines_of_frame}
     lines = []
     for row in rows:
         cells = [

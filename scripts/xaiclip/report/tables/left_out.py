@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 import pandas as pd
@@ -52,8 +53,8 @@ def left_out(frame: pd.DataFrame, unit: Sequence[str], skips: Sequence[Skip]) ->
         f"**Left out:** {lost} of {total} rows (one row: {' × '.join(unit)}) and "
         f"{len(cases - used)} of {len(cases)} cases."
     )
-    reasons = sorted(bad["skipped"].value_counts().items(), key=lambda item: (-item[1], item[0]))
-    reasons = [(reason, count) for reason, count in reasons if count]
+    counts = Counter(map(str, bad["skipped"]))
+    reasons = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     notes = [f"{count} rows: {escape(reason)}" for reason, count in reasons[:_REASONS]]
     if rest := sum(count for _, count in reasons[_REASONS:]):
         notes.append(f"{rest} rows: {len(reasons) - _REASONS} other reasons")

@@ -13,7 +13,7 @@ from xaiclip.evaluate.statistics import Bootstrap, Estimate, bootstrap_mean, cas
 from xaiclip.organs import BACKGROUND, SIX_CLASSES
 from xaiclip.report import paper
 from xaiclip.report.markdown import bullets, join
-from xaiclip.report.tables.data import NAN, Measure, Table, in_order, record, tidy
+from xaiclip.report.tables.data import NAN, Measure, Table, in_order, keys, record, tidy
 from xaiclip.report.tables.layout import Column, intro, lay_out, notes_on_n
 from xaiclip.report.tables.left_out import left_out
 from xaiclip.report.words import escape
@@ -81,7 +81,7 @@ def _data(localizer: pd.DataFrame, pooled: Pooled, settings: Bootstrap) -> pd.Da
 
 def _markdown(frame: pd.DataFrame, confidence: float, missing: str) -> str:
     text, without, gain = ({"variant": name} for name in (*_VARIANTS, paper.DELTA))
-    rows = [{"class": name} for name in dict.fromkeys(frame["class"])]
+    rows = keys(frame, ["class"])
     names = {"class": lambda row: escape(row["class"])}
     dice = [
         Column(_DICE.head, "dice", text),

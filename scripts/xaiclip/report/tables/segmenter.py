@@ -10,7 +10,7 @@ import pandas as pd
 from xaiclip.errors import Skip
 from xaiclip.evaluate.statistics import Bootstrap, bootstrap_mean, case_means
 from xaiclip.report.markdown import bullets, join
-from xaiclip.report.tables.data import Measure, Table, in_order, record, tidy
+from xaiclip.report.tables.data import Measure, Table, in_order, keys, record, tidy
 from xaiclip.report.tables.layout import Column, intro, lay_out, notes_on_n
 from xaiclip.report.tables.left_out import left_out
 from xaiclip.report.words import escape
@@ -70,7 +70,7 @@ def _data(segmenter: pd.DataFrame, settings: Bootstrap) -> pd.DataFrame:
 
 
 def _markdown(frame: pd.DataFrame, confidence: float, missing: str) -> str:
-    rows = frame[["modality", "organ"]].drop_duplicates().to_dict(orient="records")
+    rows = keys(frame, ["modality", "organ"])
     names = {
         "modality": lambda row: escape(row["modality"]),
         "organ": lambda row: escape(row["organ"]),

@@ -10,7 +10,7 @@ import pandas as pd
 from xaiclip.errors import Skip
 from xaiclip.evaluate.statistics import Bootstrap
 from xaiclip.report.markdown import EMPTY, join
-from xaiclip.report.tables.data import Table, record, tidy
+from xaiclip.report.tables.data import Table, keys, record, tidy
 from xaiclip.report.tables.explanations import (
     DIFFERENCE,
     FIDELITY,
@@ -88,7 +88,7 @@ def _markdown(
         "value": lambda row: escape(row["value"]) or EMPTY,
         "guidance": guidance_words(frame),
     }
-    rows = frame[list(_KEYS)].drop_duplicates().to_dict(orient="records")
+    rows = keys(frame, _KEYS)
     columns = [column(measure, cost=measure is FORWARDS) for measure in _MEASURES]
     return join(
         [
