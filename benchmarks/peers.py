@@ -1,8 +1,9 @@
 """Each system as a function that explains one slice: ours, the floor, and the peers.
 
 All call the same segmenter on the same input, with the same boxes, fill and batch size, and explain
-the soft Dice with the unperturbed mask. A peer whose interface explains one number at a time is
-looped over the organs; where it can take several (``, all organs at once``), it is shown so too.
+the soft Dice with the unperturbed mask. Each peer stands in its best mode first: one run that
+shares all it can among the organs. A second row (``, one run an organ``) is how it is mostly
+called, as its interface explains one number.
 """
 
 from __future__ import annotations
@@ -132,21 +133,29 @@ def ours(method: str, settings: dict[str, object]) -> System:
 # ----------------------------------------------------------------------------------- occlusion
 
 
-def captum(bench: Bench) -> object:
-    """captum's Occlusion, once for each organ."""
-    from captum.attr import Occlusion
+def captum(together: bool) -> System:
+    """captum's Occlusion: a run for each organ, or one for all of them.
 
-    side = bench.input_size // bench.parts
-    return [
-        Occlusion(lambda x, o=organ: bench.scores(x, o)[:, 0]).attribute(
-            bench.inputs[None],
-            sliding_window_shapes=(3, side, side),
-            strides=(3, side // 2, side // 2),
-            baselines=fill_image("mean", bench.inputs).expand_as(bench.inputs)[None],
-            perturbations_per_eval=bench.batch,
-        )
-        for organ in bench.organs
-    ]
+    One run gives the maps of all outputs (O, 3, S, S) where it encodes one image at a time
+    (``perturbations_per_eval=1``); with more, it takes the outputs for those of a batch.
+    """
+
+    def run(bench: Bench) -> list[Tensor]:
+        from captum.attr import Occlusion
+
+        def maps(organ: int | None) -> Tensor:
+            return Occlusion(lambda x: bench.scores(x, organ)).attribute(
+                bench.inputs[None],
+                sliding_window_shapes=(3, side, side),
+                strides=(3, side // 2, side // 2),
+                baselines=fill_image("mean", bench.inputs).expand_as(bench.inputs)[None],
+                perturbations_per_eval=1 if organ is None else bench.batch,
+            )
+
+        side = bench.input_size // bench.parts
+        return [maps(organ) for organ in ([None] if together else bench.organs)]
+
+    return run
 
 
 def monai(bench: Bench) -> object:

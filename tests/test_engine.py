@@ -200,17 +200,28 @@ def test_errors_that_halving_does_not_cure():
         score(windows(4), Cramped(0, "wrong weights"), INPUTS, PROMPTS, baseline=baseline)
 
 
-def test_phases_explain_the_total():
+def test_phases_explain_the_total(monkeypatch):
+    """On a clock that goes on in the model and the plan alone."""
+    now = [0.0]
+
     class Slow(FakeSegmenter):
         def encode(self, inputs):
-            time.sleep(0.03)
+            now[0] += len(inputs)
             return super().encode(inputs)
 
-    seconds = score(windows(24), Slow(), INPUTS, PROMPTS, batch_size=4).seconds
+        def decode(self, embeddings, prompts):
+            now[0] += len(embeddings) / 4
+            return super().decode(embeddings, prompts)
+
+    class Drawn(WindowPlan):
+        def keep(self, start, stop, size, device="cpu"):
+            now[0] += (stop - start) / 8
+            return super().keep(start, stop, size, device)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    seconds = score(Drawn(**vars(windows(24))), Slow(), INPUTS, PROMPTS, batch_size=5).seconds
+    assert seconds == {"perturb": 3.0, "encode": 25.0, "decode": 6.25, "total": 34.25}
     assert set(seconds) == {*PHASES[:3], "total"}
-    assert seconds["encode"] > 0.18
-    parts = sum(seconds[phase] for phase in PHASES[:3])
-    assert 0.95 * seconds["total"] <= parts <= seconds["total"]
 
 
 def test_memory_does_not_grow_with_the_number_of_forwards():

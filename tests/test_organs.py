@@ -3,7 +3,8 @@
 What all of them give together is compared with what each gives alone.
 """
 
-from dataclasses import replace
+import sys
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from explain_fakes import FakeSegmenter, picture
 from xaiclip.explain import engine, lime, occlusion
 from xaiclip.explain.attribution import to_canonical_mask
+from xaiclip.explain.plan import WindowPlan
 from xaiclip.explain.runner import Run, Target, attribute_slice, score_slice
 from xaiclip.explain.store import load_scores, save_frame, save_scores, score_frame
 from xaiclip.segmenters.base import Prompts
@@ -161,6 +163,40 @@ def test_whichever_organ_is_left_out_the_others_keep_theirs(lost):
         )
         for key, one in maps(expected).items():
             np.testing.assert_allclose(maps(scores)[key].map, one.map, atol=2e-5)
+
+
+class TwoPlans:
+    """A method of two plans, in one of which the liver has no part."""
+
+    @dataclass(frozen=True)
+    class Settings:
+        pass
+
+    @staticmethod
+    def plans(context):
+        windows = np.array([[0, 0, 256, 256], [200, 200, 400, 512]], np.int32)
+        some = np.array([organ != "liver" for organ in context.organs])
+        every = np.ones((2, len(context.organs)), bool)
+        return {"a": WindowPlan(every, 2, windows), "b": WindowPlan(every & some, 2, windows)}
+
+    @staticmethod
+    def aggregate(plans, tables, context):
+        drop = tables["b"].baseline_of(context.explained) - tables["b"].of(context.explained)
+        maps = drop.mean(0)[..., None, None] * np.ones((512, 512))
+        return context.attributions("both", ["a", "b"], maps, primary=True)
+
+
+def test_an_organ_that_one_of_the_plans_lacks_is_left_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xaiclip.explain.two", TwoPlans)
+    scores, skips = score_slice(MODEL, target(), Run("two", {}, VALUES))
+    assert [(skip.organ, skip.reason) for skip in skips] == [
+        ("liver", "no perturbation meets the ROI")
+    ]
+    assert scores.context.organs == ("spleen", "pancreas")
+    assert scores.tables["b"].scores.shape == (2, 2, 4)
+    for one in attribute_slice(scores)[0]:
+        assert scores.cost(one)["n_forwards"] == 1 + 4
+        assert scores.cost(one)["rho"] == 1
 
 
 def test_the_file_keeps_the_organs_apart(tmp_path):

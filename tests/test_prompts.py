@@ -65,7 +65,15 @@ def test_causal_mask_is_kept() -> None:
 def test_length(context: int, fits: bool) -> None:
     backbone = Backbone(small_clip(), TOKENIZER)  # 24 tokens, of which start, end, right, kidney
     if fits:
-        assert torch.isfinite(Prompts(backbone, CLASSES, context)()).all()
+        prompts = Prompts(backbone, CLASSES, context)
+        # nothing of a class's name is cut off, its end token included …
+        for ids, alone in zip(prompts.token_ids, TOKENIZER(list(CLASSES)), strict=True):
+            words = alone[1 : int(alone.argmax()) + 1]
+            assert ids[1 + context : 1 + context + len(words)].tolist() == words.tolist()
+        # … and every context vector is read
+        features = prompts()
+        (features * torch.linspace(0, 1, features.shape[1])).sum().backward()
+        assert bool((prompts.context.grad.abs().amax(-1) > 0).all())
         return
     with pytest.raises(ConfigError, match=r"lower localizer\.context"):
         Prompts(backbone, CLASSES, context)

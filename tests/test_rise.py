@@ -39,12 +39,53 @@ def test_equals_the_published_formula():
             assert maps["covariance", organ].map[row, column] == pytest.approx(slope, abs=1e-4)
 
 
+@pytest.mark.parametrize(("masks", "probability"), [(5, 0.5), (6, 0.3)])
+def test_slopes_of_few_masks_by_hand(masks, probability):
+    """Sums over the masks, at every pixel: any other divisor of the one moment would show."""
+    ctx = context(settings={"masks": masks, "probability": probability, "cells": 3})
+    scores = np.random.default_rng(3).random((masks, 2)).astype(np.float32)
+    maps = explain(ctx, lambda plan: scores)
+    keep = plans(ctx)[MASKS].keep(0, masks, 512)[:, 0].double().numpy()
+    away = keep - keep.mean(0)
+    for o, organ in enumerate(ORGANS):
+        own = scores[:, o].astype(float)
+        slope = np.einsum("n,nhw->hw", own - own.mean(), away) / (away**2).sum(0)
+        sure = (away**2).mean(0) > 0.05
+        assert sure.mean() > 0.3
+        np.testing.assert_allclose(maps["covariance", organ].map[sure], slope[sure], atol=1e-3)
+        published = np.einsum("n,nhw->hw", own, keep) / masks / probability
+        np.testing.assert_allclose(maps["paper", organ].map, published, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampling", ["plain", "antithetic"])
+def test_details_are_those_of_the_map_that_they_stand_beside(sampling):
+    """Each organ's, value's and estimator's own median error and reliability."""
+    names = ["covariance", "paper", "control_variate"]
+    settings = {"masks": 40, "probability": 0.4, "estimators": names, "sampling": sampling}
+    ctx = context(guided=True, settings=settings)
+    rng = np.random.default_rng(4)
+    maps = explain(ctx, lambda plan: np.column_stack([kept_inside(plan, rois()[0]),
+                                                      rng.random(40)]))  # fmt: skip
+    for one in maps.values():
+        at = ((np.arange(32) + 0.5) * 16).astype(int)
+        points, error = one.map[np.ix_(at, at)].astype(float), one.error.astype(float)
+        both = np.isfinite(points) & np.isfinite(error)
+        assert one.details["standard_error"] == pytest.approx(np.nanmedian(error), rel=1e-4)
+        share = 1 - np.mean(error[both] ** 2) / points[both].var(ddof=1)
+        assert one.details["reliability"] == pytest.approx(max(0, share), abs=1e-4)
+    for name in names:
+        liver, spleen = (maps[name, organ].details["standard_error"] for organ in ORGANS)
+        assert liver != pytest.approx(spleen, rel=0.05)
+
+
 def test_masks_keep_the_asked_share():
     plan = plans(context(settings={"masks": 400, "probability": 0.3}))[MASKS]
     assert plan.n_forwards == plan.n_full == 400
     assert plan.cells.shape == (400, 7, 7)
     assert plan.shifts.min() >= 0
     assert plan.shifts.max() < cell_side(7)
+    rows, columns = plan.shifts.T
+    assert abs(np.corrcoef(rows, columns)[0, 1]) < 0.2
     assert plan.keep(0, 400, 64).mean() == pytest.approx(0.3, abs=0.02)
 
 

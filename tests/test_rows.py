@@ -134,6 +134,26 @@ def test_forwards_are_the_slices_and_patches_the_organs(item):
     assert spleen["rho"] == pancreas["rho"] == 3 / 8
 
 
+def test_one_of_an_organs_maps_is_primary(item):
+    other = Attribution("pancreas", "slic", "soft_dice", HEAT["pancreas"], ("p",), False)
+    first = Attribution("pancreas", "window", "soft_dice", HEAT["pancreas"], ("p",), True)
+    known = {"organs": ["pancreas"], "method": "lime", "guidance": "full", "prompt": "roi"}
+    made = explanation_rows(
+        item,
+        slice_scores(),
+        [other, first],
+        [],
+        **known,
+        seed=3,
+        segmented=SEGMENTED,
+        reference=REFERENCE,
+        seconds_aggregate=0.25,
+        seconds_roi=0.125,
+        cost=COST,
+    )
+    assert [(row["variant"], row["primary"]) for row in made] == [("slic", False), ("window", True)]
+
+
 def test_every_organ_gets_a_row(item):
     made = rows(item, skips=[Skip("c1", "explain", "the ROI is empty", 2, "liver")])
     assert made["liver"]["skipped"] == "the ROI is empty"

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
@@ -14,7 +15,7 @@ from xaiclip.explain import lime, occlusion, rise
 from xaiclip.explain.plan import overlap
 from xaiclip.explain.runner import Run, Target, attribute_slice, score_slice
 from xaiclip.explain.surface import surface
-from xaiclip.explain.uncertainty import block_size, reliability, split_half
+from xaiclip.explain.uncertainty import block_size, grouped, reliability, split_half, summary
 
 SMALL = {"window": 64, "stride": 64}
 
@@ -211,6 +212,64 @@ def test_savings_stand_beside_losses():
         assert summary.loc[plan, "saved"] == 0.5
         assert 0 < summary.loc[plan, "top20_iou"] < 1
     assert shortened(masks, 0.5).plans["masks"].n_forwards == 30
+    # pairs are not torn apart
+    assert [shortened(masks, share).plans["masks"].n_forwards for share in (0.01, 0.12)] == [2, 8]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "first"),
+    [
+        ("rise", {"masks": 40, "estimators": ["paper", "covariance"]}, "paper"),
+        ("lime", {"variants": ["slic", "felzenszwalb"], "samples": 30}, "slic"),
+    ],
+)
+def test_savings_are_of_the_first_variant_and_its_forwards(method, settings, first):
+    scores, _ = sliced(method, settings)
+    rows = savings(scores, [0.5])
+    assert {row["variant"] for row in rows} == {first}
+    assert [row["organ"] for row in rows] == ["liver", "spleen"]
+    every = settings.get("masks") or settings["samples"] - 1
+    kept = 2 * round(every / 4)
+    assert {(row["forwards"], row["forwards_full"]) for row in rows} == {(kept, every)}
+    assert {row["saved"] for row in rows} == {1 - kept / every}
+    # each organ's shorter map is compared with its own full one
+    whole, part = (
+        {(one.organ, one.variant): one.map for one in attribute_slice(side)[0] if one.primary}
+        for side in (scores, shortened(scores, 0.5))
+    )
+    for row in rows:
+        full, short = (maps[row["organ"], first][2::4, 2::4].ravel() for maps in (whole, part))
+        assert row["rank_correlation"] == pytest.approx(spearmanr(full, short).statistic, abs=1e-6)
+        highest = [side > np.sort(side)[-round(0.2 * side.size) - 1] for side in (full, short)]
+        if method == "rise":  # superpixels have ties
+            shared = (highest[0] & highest[1]).sum() / (highest[0] | highest[1]).sum()
+            assert row["top20_iou"] == pytest.approx(shared, abs=0.01)
+
+
+def test_a_summary_by_hand():
+    known = {"method": "rise", "guidance": "full", "variant": "paper", "value": "soft_dice"}
+    known |= {
+        "slice": 1,
+        "forwards": 10,
+        "forwards_full": 40,
+        "saved": 0.75,
+        "standard_error": None,
+    }
+    rows = [
+        {**known, "case": case, "organ": organ, "plan": plan, "top20_iou": iou,
+         "rank_correlation": iou / 2}
+        for case, organ, plan, iou in [
+            ("a", "liver", "b", 0.9), ("a", "spleen", "b", 0.2), ("b", "liver", "b", 0.7),
+            ("a", "liver", "a", 0.5),
+        ]
+    ]  # fmt: skip
+    summary = summarise(rows)
+    assert summary.plan.tolist() == ["b", "a"]
+    assert summary.top20_iou.tolist() == pytest.approx([0.6, 0.5])
+    assert summary.top20_iou_min.tolist() == [0.2, 0.5]
+    assert summary.rank_correlation.tolist() == pytest.approx([0.3, 0.25])
+    assert summary.maps.tolist() == [3, 1]
+    assert summary.saved.tolist() == [0.75, 0.75]
 
 
 # --- RISE ----------------------------------------------------------------------------------------
@@ -224,12 +283,19 @@ def saturating(plan):
     return np.stack([score, 1 - score**2], axis=1)
 
 
-def slopes(seed, masks, sampling, estimator):
+def off_diagonal(plan):
+    """A score of cells above the diagonal, few of which are kept: (N, 1)."""
+    right, low = plan.cells[:, 1:3, 4:7].mean((1, 2)), plan.cells[:, 5, 1:6].mean(1)
+    return (right + 0.6 * right**2 - 0.4 * low * right)[:, None]
+
+
+def slopes(seed, masks, sampling, estimator, probability=0.5, score=saturating):
     """Slopes at 32 × 32 points, and their standard errors, for the first organ."""
-    ctx = context(seed=seed, settings={"masks": masks, "sampling": sampling})
+    drawn = {"masks": masks, "sampling": sampling, "probability": probability}
+    ctx = context(seed=seed, settings=drawn)
     plan = rise.plans(ctx)["masks"]
     settings = rise.Settings(**ctx.settings)
-    made, errors = rise.slopes_at_points(estimator, plan, saturating(plan)[:, :1], settings)
+    made, errors = rise.slopes_at_points(estimator, plan, score(plan)[:, :1], settings)
     return made[0], errors[0]
 
 
@@ -267,6 +333,74 @@ def test_standard_errors_are_the_true_ones(design, truth):
     maps, errors = truth[*design, 300]
     real = np.sqrt(maps.var(0, ddof=1).mean())
     assert np.sqrt((errors**2).mean()) == pytest.approx(real, rel=0.15)
+
+
+@pytest.mark.parametrize("probability", [0.25, 0.7])
+@pytest.mark.parametrize("sampling", ["plain", "antithetic"])
+def test_the_control_variate_is_unbiased_and_honest_at_other_probabilities(sampling, probability):
+    """Against plain slopes of more masks; p² is not p (1 − p), and rows are not columns."""
+    runs = [slopes(seed, 300, sampling, "control_variate", probability, off_diagonal)
+            for seed in range(12)]  # fmt: skip
+    exact = np.array([slopes(100 + seed, 600, "plain", "covariance", probability, off_diagonal)[0]
+                      for seed in range(12)])  # fmt: skip
+    maps, errors = (np.array(part) for part in zip(*runs, strict=True))
+    away = maps.mean(0) - exact.mean(0)
+    z = away**2 / (maps.var(0, ddof=1) / 12 + exact.var(0, ddof=1) / 12)
+    assert z.mean() < 2.2
+    assert np.sqrt((away**2).mean()) < 0.15 * np.ptp(exact.mean(0))
+    real = np.sqrt(maps.var(0, ddof=1).mean())
+    assert np.sqrt((errors**2).mean()) == pytest.approx(real, rel=0.25)
+
+
+@pytest.mark.parametrize("sampling", ["plain", "antithetic"])
+def test_the_regression_never_saw_what_it_predicts(sampling, monkeypatch):
+    """Five folds; the masks of a pair are in one of them, as each tells of the other."""
+    settings = {"masks": 40, "sampling": sampling, "estimators": ["control_variate"]}
+    ctx = context(settings=settings)
+    plan = rise.plans(ctx)["masks"]
+    scores = np.arange(40.0)
+    fitted = []
+
+    class Spy(rise.RidgeCV):
+        def fit(self, features, values):
+            fitted.append(set(values[:, 0]))
+            return super().fit(features, values)
+
+    monkeypatch.setattr(rise, "RidgeCV", Spy)
+    rise.slopes_at_points("control_variate", plan, scores[:, None], rise.Settings(**settings))
+    left = [set(scores) - seen for seen in fitted]
+    assert sorted(number for fold in left for number in fold) == [*scores]
+    assert [len(fold) for fold in left] == [8] * 5
+    if sampling == "antithetic":
+        assert all({2 * (n // 2), 2 * (n // 2) + 1} <= fold for fold in left for n in fold)
+
+
+@pytest.mark.parametrize("sampling", ["plain", "antithetic"])
+def test_a_stop_asks_the_least_stable_organ_and_keeps_pairs_together(sampling):
+    """Halves written out: every second mask, or every second pair, of the least reliable organ."""
+    settings = rise.Settings(masks=80, sampling=sampling, probability=0.4)
+    ctx = context(guided=True, settings=vars(settings))
+    plan = rise.plans(ctx)["masks"]
+    rng = np.random.default_rng(2)
+    steady = plan.cells[:, 2:4, 1:4].mean((1, 2)) + 0.05 * rng.random(80)
+    pair = 2 if sampling == "antithetic" else 1
+    halves = [[k for k in range(80) if k // pair % 2 == side] for side in (0, 1)]
+    at = ((np.arange(32) + 0.5) * 16).astype(int)
+    found = []
+    for scores in (np.stack([steady, rng.random(80)], 1), np.stack([rng.random(80), steady], 1)):
+        maps = [
+            rise.slopes_at_points(
+                "covariance", plan.take(np.array(rows)), scores[rows].astype(np.float32), settings
+            )[0]
+            for rows in halves
+        ]
+        each = [
+            split_half(*(half[o][own[np.ix_(at, at)]] for half in maps))
+            for o, own in enumerate(ctx.domains)
+        ]
+        assert each[0] != each[1]
+        found.append(rise.stability(plan, table(scores), ctx))
+        assert found[-1] == pytest.approx(min(each), abs=1e-5)
 
 
 @pytest.mark.parametrize("sampling", ["plain", "antithetic"])
@@ -356,11 +490,59 @@ def test_a_surrogate_that_fits_anything_is_not_trusted():
     assert reliability(coefficients[0, 0], errors[0, 0]) < 0.5
 
 
+@pytest.mark.parametrize("group", [1, 2])
+def test_lime_errors_by_hand(group):
+    """The sandwich as matrices; the unperturbed image is a group of its own."""
+    rng = np.random.default_rng(5)
+    on = rng.random((9, 3)) < 0.5
+    scores = rng.random((10, 1, 1))
+    coefficients, _ = lime.surrogate(on, scores)
+    x = np.vstack([np.ones(3), on]).astype(float)
+    norms = np.sqrt(x.sum(1) * 3)
+    distance = 1 - np.divide(x.sum(1), norms, out=np.zeros(10), where=norms > 0)
+    w = np.exp(-((distance / 0.25) ** 2) / 2)
+    x, y = x - w @ x / w.sum(), scores[:, 0, 0] - w @ scores[:, 0, 0] / w.sum()
+    bread = np.linalg.inv(x.T @ np.diag(w) @ x + np.eye(3))
+    np.testing.assert_allclose(coefficients[0, 0], bread @ x.T @ (w * y), atol=1e-10)
+    leverage = w * np.diag(x @ bread @ x.T) + w / w.sum()
+    influence = (w * (y - x @ coefficients[0, 0]) / (1 - leverage))[:, None] * x
+    groups = [[0], *([k + 1 for k in range(9) if k // group == g] for g in range(9 // group + 1))]
+    summed = np.array([influence[rows].sum(0) for rows in groups])
+    expected = np.sqrt(np.diag(bread @ summed.T @ summed @ bread))
+    errors = lime.coefficient_errors(on, scores, coefficients, group)
+    np.testing.assert_allclose(errors[0, 0], expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("noisy", [0, 1, 2])
+def test_lime_goes_on_until_the_worst_organ_is_reliable(noisy):
+    """Two organs are a function of one superpixel; the third, wherever it stands, is noise."""
+    rng = np.random.default_rng(6)
+    settings = {"variants": ["slic"], "samples": 400, "stop": 0.8}
+    ctx = context(organs=("spleen", "liver", "pancreas"), masks=np.ones((3, 512, 512), bool),
+                  settings=settings)  # fmt: skip
+    every = lime.plans(replace(ctx, settings={**settings, "stop": None}))["slic"]
+    plan = every.take(slice(360))
+    scores = np.stack([plan.on[:, o].astype(float) for o in range(3)], axis=1)
+    assert lime.refine({"slic": plan}, {"slic": table(scores)}, ctx) == {}
+    scores[:, noisy] = rng.random(360)
+    each = [
+        reliability(coefficients[0], errors[0])
+        for o in range(3)
+        for labels in [np.append(1.0, scores[:, o]).astype(np.float32)[:, None, None]]
+        for coefficients in [lime.surrogate(plan.on, labels)[0][0]]
+        for errors in [lime.coefficient_errors(plan.on, labels, coefficients[None])[0]]
+    ]
+    assert int(np.argmin(each)) == noisy
+    assert lime.stability(plan, table(scores), ctx) == pytest.approx(each[noisy], abs=1e-6)
+    assert list(lime.refine({"slic": plan}, {"slic": table(scores)}, ctx)) == ["slic"]
+
+
 def test_paired_samples_are_complements():
     settings = {"variants": ["slic"], "samples": 20, "sampling": "paired"}
     plan = lime.plans(context(settings=settings))["slic"]
     assert plan.n_forwards == plan.n_full == 19
     assert (plan.on[:18:2] ^ plan.on[1:18:2]).all()
+    assert not np.array_equal(plan.on[0], plan.on[2])
 
 
 def test_each_superpixel_map_stops_for_itself():
@@ -382,6 +564,27 @@ def test_each_superpixel_map_stops_for_itself():
 
 
 # --- reliability ---------------------------------------------------------------------------------
+
+
+def test_small_numbers_by_hand():
+    """Variances of a sample, of n − 1; groups and not forwards; each map's own median."""
+    values, errors = np.array([1.0, 2.0, 4.0]), np.array([0.5, 1.0, 0.1])
+    noise = (0.25 + 1 + 0.01) / 3
+    assert reliability(values, errors) == pytest.approx(1 - noise / (7 / 3))
+    # groups of two of six forwards with influences 1, 2 and 4
+    assert grouped([np.array(7.0), np.array(21.0)], 3, 6) == pytest.approx(np.sqrt(7.0) / 6)
+    assert np.isnan(grouped([np.array(7.0), np.array(21.0)], 1, 2))
+    assert split_half(np.arange(4.0), np.array([1.0, 0, 2, 3])) == pytest.approx(2 * 0.8 / 1.8)
+    maps = np.arange(2 * 2 * 3, dtype=float).reshape(2, 2, 3) ** 2
+    spread = maps / 50 + np.array([0, 1, 20]) / 5
+    found = summary(maps, spread)
+    for o in range(2):
+        for v in range(2):
+            assert found["standard_error"][o, v] == np.median(spread[o, v])
+            assert found["reliability"][o, v] == reliability(maps[o, v], spread[o, v])
+    assert block_size(500) == 50
+    assert block_size(130) == 20
+    assert block_size(210) == 22
 
 
 def test_reliability():

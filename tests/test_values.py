@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xaiclip.explain.values import VALUES, boundary_dice, explained
@@ -37,6 +37,7 @@ def test_known_values(name, probability, expected):
 
 
 @given(st.integers(0, 2**31))
+@settings(deadline=None)
 def test_ranges_and_identities(seed):
     generator = torch.Generator().manual_seed(seed)
     probability = torch.rand(3, 2, 16, 16, generator=generator)
@@ -66,6 +67,21 @@ def test_boundary_sees_the_edge_only():
     shaved[0, 32:33] = 0
     assert boundary_dice(hole[None], mask).item() == 1
     assert boundary_dice(shaved[None], mask).item() < 1
+
+
+@pytest.mark.parametrize(("height", "width", "reach"), [(128, 64, 2), (64, 256, 1), (32, 90, 1)])
+def test_the_band_reaches_as_far_as_the_height_says(height, width, reach):
+    """What is missed at the band's last row counts, what is missed one row further in does not."""
+    mask = torch.zeros(1, height, width)
+    mask[0, height // 4 : -height // 4, width // 4 : -width // 4] = 1
+    for row, seen in ((height // 4 + reach - 1, True), (height // 4 + reach, False)):
+        missed = mask.clone()
+        missed[0, row, width // 2] = 0
+        assert (boundary_dice(missed[None], mask).item() < 1) == seen
+    for row, seen in ((height // 4 - reach, True), (height // 4 - reach - 1, False)):
+        more = mask.clone()
+        more[0, row, width // 2] = 1
+        assert (boundary_dice(more[None], mask).item() < 1) == seen
 
 
 def test_which_values_get_a_map():
