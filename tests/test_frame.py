@@ -39,9 +39,7 @@ def edges(mask):
 
 def bilinear(values, shape):
     """Half-pixel centres, edges repeated, by SciPy: what a resize without antialiasing is."""
-    at = [
-        (np.arange(n) + 0.5) * old / n - 0.5 for n, old in zip(shape, values.shape, strict=True)
-    ]
+    at = [(np.arange(n) + 0.5) * old / n - 0.5 for n, old in zip(shape, values.shape, strict=True)]
     return map_coordinates(values, np.meshgrid(*at, indexing="ij"), order=1, mode="nearest")
 
 
@@ -198,7 +196,12 @@ def test_organs_keep_their_masks_whatever_their_order():
                 out[0, o, y0:y1, x0:x1] = 9
             return out
 
-    boxes = {"spleen": (50, 2, 70, 30), "liver": (3, 5, 33, 38), "aorta": None, "colon": (1, 1, 9, 4)}
+    boxes = {
+        "spleen": (50, 2, 70, 30),
+        "liver": (3, 5, 33, 38),
+        "aorta": None,
+        "colon": (1, 1, 9, 4),
+    }
     found = segment_slice(Boxes(), np.zeros((40, 80), np.uint8), boxes)
     assert list(found) == ["spleen", "liver", "colon"]
     for organ, mask in found.items():

@@ -337,7 +337,9 @@ def test_example_of_a_promptable_segmenter():
     segmenter = load_segmenter(settings, "cpu")
     explain(segmenter, ORGANS)
     image = picture(shape=(128, 128))
-    found = segment_slice(segmenter, image, {"liver": (10, 30, 100, 60), "spleen": (90, 8, 99, 120)})
+    found = segment_slice(
+        segmenter, image, {"liver": (10, 30, 100, 60), "spleen": (90, 8, 99, 120)}
+    )
     for organ, (x0, y0, x1, y1) in (("liver", (10, 30, 100, 60)), ("spleen", (90, 8, 99, 120))):
         wanted = np.zeros(image.shape, bool)
         wanted[y0:y1, x0:x1] = image[y0:y1, x0:x1] > 0.4 * 255
