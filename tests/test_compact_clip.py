@@ -6,6 +6,7 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -30,7 +31,7 @@ from xaiclip.localizer.compact_clip import (
     train_clip,
     write_vocabulary,
 )
-from xaiclip.preprocess import PreprocessSettings
+from xaiclip.preprocess import PreprocessSettings, preprocess
 
 
 def piece(volume: int = 0, modality: str = "CT") -> PoolSlice:
@@ -89,6 +90,100 @@ def test_captions_say_what_is_there() -> None:
     assert not any(name in empty for name in list(REGIONS.values())[1:])
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        (0.1, 0.2, "upper left"),
+        (0.9, 0.2, "upper right"),
+        (0.1, 0.9, "lower left"),
+        (0.5, 0.9, "lower"),
+        (0.9, 0.5, "right"),
+        (0.5, 0.5, "centre"),
+        (1.0, 1.0, "lower right"),
+    ],
+)
+def test_places_are_those_of_the_image_as_displayed(x: float, y: float, words: str) -> None:
+    assert compact_clip._place(x, y) == words
+
+
+def test_captions_tell_where_an_organ_and_a_crop_are() -> None:
+    """Wide and low slices too: fractions of each side's own length."""
+    label = np.zeros((60, 200), np.uint8)
+    label[48:58, 5:40] = 3  # lower left
+    rng = np.random.default_rng(0)
+    visible = np.ones(len(REGIONS))
+    texts = {caption(label, visible, rng, modality="CT") for _ in range(200)}
+    places = [text for text in texts if "spleen lower left" in text]
+    assert places
+    for wrong in ("upper", "right", "left", "centre"):
+        for words in (wrong, f"at the {wrong}", f"in the {wrong}"):
+            assert not [text for text in texts if f"spleen {words}" in text]
+    hidden = np.zeros(len(REGIONS))  # a sliver of an organ that lies elsewhere is not named
+    label[:] = 0
+    label[:2, :20] = 1
+    assert not any("liver" in caption(label, hidden, rng, modality="CT") for _ in range(20))
+    assert any("liver" in caption(label, visible, rng, modality="CT") for _ in range(20))
+
+
+def test_a_crop_keeps_image_and_label_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says where it lies: centre x, centre y, width, in fractions of the slice."""
+    monkeypatch.setattr(compact_clip, "_degrade", lambda image, rng: image)
+    given = []
+    monkeypatch.setattr(
+        compact_clip, "caption", lambda label, visible, *a, crop, **k: given.append((visible, crop))
+    )
+    label = np.zeros((90, 200), np.uint8)
+    label[40:60, 120:150] = 5
+    label[10:30, 20:60] = 9
+    grey = np.where(label == 5, 100, np.where(label == 9, 100, -160)).astype(np.int16)
+    part = PoolSlice(grey, label, "CT", "", "v", (1.0, 1.0))
+    seen = 0
+    for seed in range(40):
+        drawn = example(part, np.random.default_rng(seed), PreprocessSettings(clip=0, low=0))
+        assert set(np.unique(drawn.label)) <= {0, 5, 9}  # never interpolated
+        visible, (x, y, width) = given[-1]
+        pixel = width * 200 / 224  # of the slice: the crop is wider than high, and centred
+        for organ, row, column in ((5, 50, 135), (9, 20, 40)):
+            mask = drawn.label == organ
+            assert mask.any() == (visible[organ] > 0)
+            if visible[organ] == 1:
+                seen += 1
+                at = np.argwhere(mask).mean(0) + 0.5 - 112
+                assert at[0] * pixel + y * 90 == pytest.approx(row, abs=1.5)
+                assert at[1] * pixel + x * 200 == pytest.approx(column, abs=1.5)
+        # what is bright is what the label says
+        inside = (drawn.label > 0).astype(np.uint8)
+        near, wide = (cv2.dilate(inside, np.ones((n, n))) > 0 for n in (5, 9))
+        core = cv2.erode(inside, np.ones((5, 5))) > 0
+        if core.any():
+            dark = np.percentile(drawn.image[wide & ~near], 99)
+            assert drawn.image[core].min() > dark + 30
+    assert seen > 20
+
+
+def test_without_augmentation_it_is_the_localizers_own_input() -> None:
+    part = piece(2)
+    drawn = example(part, np.random.default_rng(0), PreprocessSettings(), augment=False)
+    grey = np.clip((part.image.astype(float) + 160) / 400, 0, 1) * 255  # level 40, width 400
+    wanted, box = preprocess(grey.astype(np.uint8))
+    assert np.abs(drawn.image.astype(int) - wanted).max() <= 4
+    np.testing.assert_array_equal(drawn.label, box.apply(part.label, nearest=True))
+
+
+def test_held_out_volumes_are_on_one_side() -> None:
+    pool = [piece(i // 3) for i in range(30)]
+    learnt, held = compact_clip._split(pool, 0.2)
+    assert {p.volume for p in held} == {"008", "009"}
+    assert {p.volume for p in learnt} == {f"{i:03d}" for i in range(8)}
+    assert len(learnt) + len(held) == 30
+
+
+def test_inputs_are_normalised_as_the_config_says() -> None:
+    x = to_inputs(np.full((1, 3, 3), 204, np.uint8))
+    assert x.shape == (1, 3, 3, 3)
+    torch.testing.assert_close(x, torch.full_like(x, (0.8 - 0.25) / 0.3))
+
+
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 def test_examples_look_like_the_localizers_input(modality: str) -> None:
     settings = PreprocessSettings()
@@ -102,13 +197,15 @@ def test_examples_look_like_the_localizers_input(modality: str) -> None:
 
 
 def test_coverage_counts_pixels() -> None:
-    labels = np.zeros((1, 8, 8), np.uint8)
-    labels[0, :4, :2] = 3
+    labels = np.zeros((2, 8, 8), np.uint8)
+    labels[0, :4, 4:6] = 3  # above, on the right
+    labels[1, 4:, :3] = 13  # below, on the left
     found = coverage(labels, 2)
-    assert found.shape == (1, 4, len(REGIONS))
-    assert found[0, 0, 3] == found[0, 0, 0] == 0.5
-    assert torch.equal(found.sum(2), torch.ones(1, 4))
-    assert found[0, 1:, 0].eq(1).all()
+    assert found.shape == (2, 4, len(REGIONS))
+    assert found[0, :, 3].tolist() == [0, 0.5, 0, 0]
+    assert found[1, :, 13].tolist() == [0, 0, 0.75, 0]
+    assert found[0, :, 0].tolist() == [1, 0.5, 1, 1]
+    assert torch.equal(found.sum(2), torch.ones(2, 4))
 
 
 def test_patches_average_to_the_image_and_the_config_loads() -> None:

@@ -142,6 +142,73 @@ def test_unknown_options_are_named(options):
         fixed(**options)
 
 
+# ------------------------------------------------------------------------- which organ, which side
+
+SIDES = {"spleen": 4, "right kidney": 1, "left kidney": 2}  # no order of a config
+
+
+class Anatomy(nn.Module):
+    """What a network in RAS order knows: the right kidney lies where x and the left where y ends.
+
+    Of volumes, only the plane in the middle is right.
+    """
+
+    def __init__(self, axis: int = 0) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x):
+        planes = x.unsqueeze(-1) if x.ndim == 4 else x.movedim(self.axis, -1)
+        count = planes.shape[-1]
+        right, anterior = torch.meshgrid(
+            *((torch.arange(n) + 0.5) / n for n in planes.shape[2:4]), indexing="ij"
+        )
+        classes = torch.full((len(x), 5, *planes.shape[2:]), -9.0)
+        middle = count // 2
+        classes[:, 0] = 0
+        classes[:, 1, ..., middle] = torch.where((right > 0.75) & (anterior < 0.5), 9.0, -9.0)
+        classes[:, 2, ..., middle] = torch.where((right < 0.5) & (anterior > 0.75), 9.0, -9.0)
+        classes[:, 4, ..., middle] = 20 * (planes[:, 0, ..., middle] - 0.5)
+        return classes[..., 0] if x.ndim == 4 else classes.movedim(-1, self.axis)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"depth": 4}, {"depth": 5, "depth_axis": "first"}, {"depth": 1}]
+)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_organs_come_by_name_and_on_their_side(options, order):
+    axis = 2 if options.get("depth_axis") == "first" else -1
+    mine = FixedClassSegmenter(Anatomy(axis), SIDES, size=64, orientation="ras", **options)
+    organs = [list(SIDES)[i] for i in order]
+    image = np.full((64, 64), 30, np.uint8)
+    image[20:27, 40:64] = 255
+    found = segment_slice(mine, image, dict.fromkeys(organs, (1, 1, 60, 60)))
+    assert list(found) == organs
+    wanted = {organ: np.zeros((64, 64), bool) for organ in SIDES}
+    wanted["right kidney"][32:, :16] = True  # displayed on the left, posterior below
+    wanted["left kidney"][:16, 32:] = True
+    wanted["spleen"] = image > 128
+    for organ in organs:
+        np.testing.assert_array_equal(found[organ], wanted[organ], err_msg=organ)
+
+
+def test_padding_is_zero_after_mean_and_deviation():
+    mine = fixed(keep_aspect=True, mean=0.2, std=0.5)
+    mine.encode(mine.prepare(np.full((30, 90), 255, np.uint8))[None])
+    seen = mine.module.seen[0][0, 0]
+    torch.testing.assert_close(seen[:21], torch.full((21, 64), 1.6))
+    assert not seen[21:].any()
+
+
+def test_the_slice_is_resized_as_pillow_does():
+    from PIL import Image
+
+    image = np.random.default_rng(1).integers(0, 256, (150, 93), dtype=np.uint8)
+    grey = Image.fromarray(image.astype(np.float32) / 255)
+    wanted = np.asarray(grey.resize((64, 64), Image.Resampling.BILINEAR))
+    np.testing.assert_allclose(fixed().prepare(image)[0], wanted, atol=1e-4)
+
+
 # ----------------------------------------------------------------------------------- factories
 
 FACTORIES = """
@@ -214,6 +281,26 @@ def test_files_that_cannot_be_imported(tmp_path, text, message):
         load_segmenter({"factory": "nowhere.py:make"}, "cpu")
 
 
+def test_every_key_of_the_adapter_arrives(file):
+    adapter = {
+        "channels": {"liver": [0, 2]},
+        "size": 48,
+        "in_channels": 1,
+        "mean": 0.25,
+        "std": 0.5,
+        "output": "sigmoid",
+        "depth": 3,
+        "depth_axis": "first",
+        "orientation": "ras",
+        "keep_aspect": True,
+    }
+    made = load_segmenter({"factory": f"{file}:plain", "adapter": adapter}, "cpu")
+    kept = {name: getattr(made, name) for name in adapter if name not in ("size", "mean", "std")}
+    assert kept | {"size": made.input_size, "mean": float(made.mean), "std": float(made.std)} == (
+        adapter
+    )
+
+
 def test_logits_of_another_shape_are_explained(file):
     wrong = load_segmenter({"factory": f"{file}:wrong"}, "cpu")
     with pytest.raises(ConfigError, match=r"decode must give \(1, 1, h, w\)"):
@@ -247,16 +334,30 @@ def explain(segmenter, organs):
 
 def test_example_of_a_promptable_segmenter():
     settings = {"factory": f"{EXAMPLES / 'threshold.py'}:make", "options": {"level": 0.4}}
-    explain(load_segmenter(settings, "cpu"), ORGANS)
+    segmenter = load_segmenter(settings, "cpu")
+    explain(segmenter, ORGANS)
+    image = picture(shape=(128, 128))
+    found = segment_slice(
+        segmenter, image, {"liver": (10, 30, 100, 60), "spleen": (90, 8, 99, 120)}
+    )
+    for organ, (x0, y0, x1, y1) in (("liver", (10, 30, 100, 60)), ("spleen", (90, 8, 99, 120))):
+        wanted = np.zeros(image.shape, bool)
+        wanted[y0:y1, x0:x1] = image[y0:y1, x0:x1] > 0.4 * 255
+        np.testing.assert_array_equal(found[organ], wanted)
+
+
+#: Channels of a FLARE-like network; the config's order is another, and so is the alphabet's.
+CHANNELS = {"liver": 1, "right kidney": 2, "left kidney": 3, "spleen": 4, "pancreas": 5}
 
 
 @pytest.mark.parametrize("function", ["slices", "volumes"])
 def test_examples_of_monai_networks(function, tmp_path):
+    """The organs' probabilities are those of the network called by hand, on the right side."""
     from monai.networks.nets.unet import UNet
 
     torch.manual_seed(1)
     dims = 2 if function == "slices" else 3
-    network = UNet(dims, 1, 6, channels=(4, 8), strides=(2,))
+    network = UNet(dims, 1, 6, channels=(4, 8), strides=(2,)).eval()
     torch.save({"model": network.state_dict()}, tmp_path / "unet.pt")
     settings = yaml.safe_load((EXAMPLES / "monai_unet.yaml").read_text())
     settings["segmenter"]["factory"] = f"docs/examples/monai_unet.py:{function}"
@@ -267,12 +368,26 @@ def test_examples_of_monai_networks(function, tmp_path):
     section["factory"] = str(ROOT / section["factory"])
     section["options"] = {"widths": [4, 8]}
     segmenter = load_segmenter(section, "cpu")
+
     x = segmenter.prepare(picture())
-    best = segmenter.encode(x[None])[0].argmax(0)
-    assert len(best.unique()) > 1  # random weights see something, whatever it is
+    with torch.no_grad():
+        if function == "slices":
+            assert x.shape == (1, 256, 256)
+            classes = network(x[None])[0]
+        else:
+            assert x.shape == (1, 128, 128)
+            stack = torch.rot90(x[0], 2).T[..., None].repeat(1, 1, 8)
+            plane = network(stack[None, None])[0, ..., 4]
+            classes = torch.rot90(plane.transpose(1, 2), 2, (1, 2))
+    organs = ("spleen", "left kidney", "pancreas", "liver", "right kidney")
+    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.5]]).repeat(5, 1)
+    logits = segmenter.decode(segmenter.encode(x[None]), Prompts(organs, boxes, (160, 140)))[0]
+    wanted = classes.softmax(0)[[CHANNELS[organ] for organ in organs]]
+    torch.testing.assert_close(logits.sigmoid(), wanted, atol=1e-5, rtol=1e-4)
+
     # whichever class the random network prefers is the organ
-    segmenter.channels = {"liver": [int(best.mode().values.mode().values)]}
-    segmenter.output = "sigmoid"
+    best = int(classes.argmax(0).flatten().mode().values)
+    segmenter.channels, segmenter.output = {"liver": [best]}, "sigmoid"
     segmenter.module.register_forward_hook(lambda m, i, o: o - o.mean())
     explain(segmenter, ("liver",))
 
@@ -300,7 +415,6 @@ def test_stock_sam_prepares_and_cuts_as_its_predictor(shape):
     predictor = SamPredictor(sam)
     predictor.set_image(np.repeat(image[..., None], 3, 2))
     _, _, low = predictor.predict(box=box, multimask_output=False, return_logits=True)
-    h, w = predictor.input_size
     h, w = predictor.input_size
     assert logits.shape == (h // 4, w // 4)
     if h % 4 == 0 and w % 4 == 0:

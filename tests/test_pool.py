@@ -65,6 +65,44 @@ def test_slices_are_in_display_order_whatever_the_storage(code: str, tmp_path: P
     assert len(pieces) == 3
 
 
+def test_which_slices_are_kept_and_in_what_order(tmp_path: Path) -> None:
+    """Those with an organ, and the first and the last without, from the feet to the head."""
+    image = np.tile(np.arange(8, dtype=np.int16) * 100, (5, 6, 1))
+    label = np.zeros((5, 6, 8), np.uint8)
+    label[1, 2, 3:6] = 4
+    add_volume(tmp_path, "x", image, label, np.diag([2.0, 3.0, 5.0, 1.0]), "CT", "late")
+    pieces = load_pool(tmp_path)
+    assert [int(p.image[0, 0]) for p in pieces] == [0, 300, 400, 500, 700]
+    assert [bool(p.label.any()) for p in pieces] == [False, True, True, True, False]
+    assert {(p.modality, p.detail, p.volume, p.spacing) for p in pieces} == {
+        ("CT", "late", "x", (3.0, 2.0))
+    }
+    # x towards the patient's right and y anterior: the far end of both is the first pixel
+    assert [tuple(at) for at in np.argwhere(pieces[2].label)] == [(3, 3)]
+
+
+def test_ct_values_are_kept_from_air_to_bone(tmp_path: Path) -> None:
+    image = np.tile(np.array([-2000, -1024, -100, 40, 900, 1500, 3000], np.int16), (4, 1, 1))
+    add_volume(tmp_path, "x", image, np.ones_like(image), np.eye(4), "CT", "")
+    assert np.unique([p.image for p in load_pool(tmp_path)]).tolist() == [
+        *(-1024, -100, 40, 900, 1500),
+    ]
+
+
+def test_volumes_are_the_phantoms_of_their_seeds(tmp_path: Path) -> None:
+    build_pool(tmp_path, 2, seed=31, mr_fraction=0.5, settings=SMALL)
+    pieces = load_pool(tmp_path)
+    for seed, modality in ((31, "CT"), (32, "MR")):
+        drawn = phantom.generate(seed, modality, SMALL)
+        mine = [p for p in pieces if p.volume == f"{seed:08d}_{modality.lower()}"]
+        assert {p.detail for p in mine} == {drawn.description["protocol"]}
+        assert {p.modality for p in mine} == {modality}
+        labels = np.stack([p.label for p in mine])
+        wanted = nib.as_closest_canonical(nib.Nifti1Image(drawn.label, drawn.affine))
+        whole = np.asarray(wanted.dataobj)[::-1, ::-1].transpose(2, 1, 0)
+        np.testing.assert_array_equal(labels[labels.any((1, 2))], whole[whole.any((1, 2))])
+
+
 def test_mr_is_stored_by_percentiles_of_its_tissue(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 700, (16, 16, 6)).astype(np.int16)

@@ -206,6 +206,123 @@ def test_contrast_rises():
     assert enhance(image)[body].std() > 2 * image[body].std()
 
 
+# recomputed from the paper's words, on a small slice of odd sides
+
+
+def odd_slice():
+    """78 × 123 pixels in blocks of 3 × 3, with values at and beside the threshold; body at the rim.
+
+    At 41 pixels a block is one pixel: the area's mean is the mean of nine numbers.
+    """
+    rng = np.random.default_rng(5)
+    blocks = rng.integers(40, 230, (26, 41)).astype(float)
+    blocks[:, 30:] = rng.integers(0, 12, (26, 11))  # dark, but not to the border on the left
+    blocks[4:8, 31:35] = [[9, 10, 11, 8]] * 4
+    image = np.kron(blocks, np.ones((3, 3))) + rng.integers(-6, 7, (78, 123))
+    image[12:24, 93:105] = np.kron(blocks[4:8, 31:35], np.ones((3, 3)))  # exactly these
+    return image.clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        PreprocessSettings(size=41),
+        PreprocessSettings(41, True, 10, 2, 81, 3.5, 5),
+        PreprocessSettings(41, False, 10, 10, 99, 1.2, 3),
+        PreprocessSettings(41, clip=0),
+    ],
+)
+def test_letterbox_first_and_then_equations_1_to_8(given):
+    image = odd_slice()
+    square = np.zeros((41, 41))
+    square[7:33] = image.reshape(26, 3, 41, 3).mean((1, 3)).round()  # 15 rows of padding: 7 above
+    assert (square == 10).any()
+    assert (square == 9).any()
+    background = square < 10 if given.foreground else square < 0  # (1), (2)
+    values = np.sort(square[~background])
+    at = np.array([given.low, given.high]) / 100 * (len(values) - 1)  # (3), linear between ranks
+    low, high = np.interp(at, np.arange(len(values)), values)
+    stretched = np.interp(square, [low, high], [0, 255]).round().astype(np.uint8)  # (4)
+    if given.clip:  # (5)-(7)
+        stretched = cv2.createCLAHE(given.clip, (given.tiles,) * 2).apply(stretched)
+    wanted = np.where(background, square, stretched)  # (8)
+    got, box = preprocess(image, given)
+    np.testing.assert_array_equal(got, wanted)
+    assert (box.top, box.left, box.height, box.width) == (7, 0, 26, 41)
+    if given.foreground:
+        assert (got[square == 9] == 9).all()
+    turned, box = preprocess(image.T, replace(given, clip=0))
+    np.testing.assert_array_equal(turned, preprocess(image, replace(given, clip=0))[0].T)
+    assert (box.top, box.left, box.height, box.width) == (0, 7, 41, 26)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((101, 62), 47), ((33, 58), 80), ((151, 149), 63)])
+def test_a_place_is_kept_in_the_letterbox_and_back(shape, size):
+    """Ramps say where each value comes from: half a pixel would be seen."""
+    rows, columns = (ramp.astype(np.float32) for ramp in np.mgrid[: shape[0], : shape[1]])
+    box = Letterbox.fit(shape, size)
+    scale = max(shape) / size
+    for axis, ramp in ((0, rows), (1, columns)):
+        inside = box.crop(box.apply(ramp))
+        pixel = shape[axis] / inside.shape[axis]
+        wanted = (np.arange(inside.shape[axis]) + 0.5) * pixel - 0.5
+        found = inside.mean(1 - axis)
+        np.testing.assert_allclose(found[2:-2], wanted[2:-2], atol=0.05 * max(1, scale))
+        back = box.invert(box.apply(ramp))
+        edge = int(2 * scale) + 2
+        np.testing.assert_allclose(
+            back[edge:-edge, edge:-edge], ramp[edge:-edge, edge:-edge], atol=0.05 * max(1, scale)
+        )
+        near = box.crop(box.apply(ramp, nearest=True)).astype(int)
+        wanted = np.floor((np.arange(near.shape[axis]) + 0.5) * pixel).astype(int)
+        np.testing.assert_array_equal(near.take(0, 1 - axis), wanted)
+        square = np.zeros((size, size), np.float32)
+        box.crop(square)[:] = (
+            np.arange(inside.shape[axis])[:, None] if axis == 0 else np.arange(inside.shape[axis])
+        )
+        wanted = np.floor((np.arange(shape[axis]) + 0.5) / pixel + 1e-9)
+        found = box.invert(square, nearest=True).take(0, 1 - axis)
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_strip_that_shrinks_in_one_direction_is_averaged():
+    """Rounded to the same height, but narrower: area interpolation still."""
+    image = np.random.default_rng(0).integers(0, 256, (3, 300), dtype=np.uint8)
+    box = Letterbox.fit((3, 300), 224)
+    assert (box.height, box.width) == (2, 224)
+    one = Letterbox((1, 300), 100, 1, 100)
+    wanted = image[:1].reshape(1, 100, 3).mean(2).round()
+    np.testing.assert_array_equal(one.crop(one.apply(image[:1])), wanted)
+
+
+def test_the_enhanced_slice_goes_back_smoothly():
+    """As figures and the segmenter's ablation see it: linear, no repeated pixels."""
+    geometry = Geometry(np.eye(4), (122, 79, 4))
+    ramp = np.tile(np.linspace(60, 200, 122), (79, 1)).astype(np.uint8)
+    item = Slice("case", 1, "CT", ramp, None, geometry)
+    plain = PreprocessSettings(size=60, low=0, high=100, clip=0)
+    back = preprocess_slices([item], plain)[0].on_slice_grid().astype(int)
+    assert back.shape == (79, 122)
+    steps = np.diff(back[40, 4:-4])
+    assert (steps >= 0).all()
+    assert steps.max() <= 4
+    np.testing.assert_allclose(back[40, 4:-4], ((ramp[40, 4:-4] - 60.0) / 140 * 255), atol=3)
+
+
+def test_labels_are_nearest_and_the_padding_is_background():
+    label = np.random.default_rng(2).choice([0, 3, 5, 255], (31, 58)).astype(np.uint8)
+    geometry = Geometry(np.eye(4), (58, 31, 4))
+    image = np.full((31, 58), 90, np.uint8)
+    (piece,) = preprocess_slices([Slice("c", 0, "CT", image, label, geometry)])
+    box = piece.letterbox
+    assert (box.height, box.width, box.top) == (120, 224, 52)
+    rows = ((np.arange(120) + 0.5) * 31 / 120).astype(int)
+    columns = ((np.arange(224) + 0.5) * 58 / 224).astype(int)
+    np.testing.assert_array_equal(piece.label[52:172], label[np.ix_(rows, columns)])
+    assert not piece.label[:52].any()
+    assert not piece.label[172:].any()
+
+
 # the whole
 
 

@@ -61,9 +61,42 @@ def test_causal_mask_is_kept() -> None:
     assert torch.allclose(before, prompts(), atol=1e-6)
 
 
+def by_hand(backbone: Backbone, context: torch.Tensor, name: str) -> torch.Tensor:
+    """CLIP's text tower written out: start, context, name, end; causal; the feature of the end."""
+    clip = backbone.clip
+    start, *words, end = TOKENIZER([name])[0, : 2 + len(TOKENIZER.encode(name))].tolist()
+    table = clip.token_embedding.weight
+    rows = torch.cat([table[[start]], context, table[[*words, end]]])
+    x = (rows + clip.positional_embedding[: len(rows)])[None]
+    mask = torch.full((len(rows), len(rows)), float("-inf")).triu(1)
+    for block in clip.transformer.resblocks:
+        y = block.ln_1(x)
+        x = x + block.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+        x = x + block.mlp(block.ln_2(x))
+    return F.normalize(clip.ln_final(x)[0, -1] @ clip.text_projection, dim=-1)
+
+
+@pytest.mark.parametrize("context", [1, 3, 8, 20])
+@pytest.mark.parametrize("own", [True, False])
+def test_context_stands_before_the_name_and_the_end_is_read(context: int, own: bool) -> None:
+    """Names of one and two words: the end token lies at another place."""
+    names = ("spleen", "right kidney", "liver")  # not the alphabet's order
+    backbone = Backbone(small_clip(), TOKENIZER)
+    prompts = Prompts(backbone, names, context, own)
+    with torch.no_grad():
+        prompts.context.normal_(0, 0.5)
+        found = prompts()
+        for k, name in enumerate(names):
+            mine = prompts.context[k if own else 0]
+            assert mine.shape == (context, 32)
+            wanted = by_hand(backbone, mine, name)
+            torch.testing.assert_close(found[k], wanted, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("context", "fits"), [(20, True), (21, False), (60, False)])
 def test_length(context: int, fits: bool) -> None:
-    backbone = Backbone(small_clip(), TOKENIZER)  # 24 tokens, of which start, end, right, kidney
+    """24 tokens, of which start, end, right and kidney: 20 are left."""
+    backbone = Backbone(small_clip(), TOKENIZER)
     if fits:
         prompts = Prompts(backbone, CLASSES, context)
         # nothing of a class's name is cut off, its end token included …
@@ -74,9 +107,15 @@ def test_length(context: int, fits: bool) -> None:
         features = prompts()
         (features * torch.linspace(0, 1, features.shape[1])).sum().backward()
         assert bool((prompts.context.grad.abs().amax(-1) > 0).all())
+        end = TOKENIZER.eot_token_id
+        assert [ids.index(end) for ids in prompts.token_ids.tolist()] == [22, 22, 23]
+        assert prompts.context.shape == (3, context, 32)
         return
-    with pytest.raises(ConfigError, match=r"lower localizer\.context"):
+    with pytest.raises(ConfigError, match=r"lower localizer\.context") as caught:
         Prompts(backbone, CLASSES, context)
+    assert f"{context} context vectors" in str(caught.value)
+    assert "'right kidney'" in str(caught.value)
+    assert "24 tokens" in str(caught.value)
 
 
 def test_normalised_like_open_clip() -> None:

@@ -65,6 +65,63 @@ def test_top_fraction_of_nothing_is_nothing():
     assert not roi_mask(zero, LETTERBOX, RoiSettings("top_fraction")).any()
 
 
+# recomputed, on slices that are not square
+
+
+def by_hand(probability, shape, sigma, threshold, fraction=None):
+    """Gaussian, cut, nearest pixel of the slice; the letterbox in its own words."""
+    size = probability.shape[0]
+    height, width = (round(side * size / max(shape)) for side in shape)
+    top, left = (size - height) // 2, (size - width) // 2
+    smooth = ndimage.gaussian_filter(probability, sigma)[top : top + height, left : left + width]
+    if fraction is not None:
+        threshold = np.quantile(smooth, 1 - fraction)
+    rows = ((np.arange(shape[0]) + 0.5) * height / shape[0]).astype(int)
+    columns = ((np.arange(shape[1]) + 0.5) * width / shape[1]).astype(int)
+    return (smooth >= threshold)[np.ix_(rows, columns)]
+
+
+def uneven(seed=0, size=57):
+    """Blobs and specks about one half: what is cut first or smoothed first differs."""
+    rng = np.random.default_rng(seed)
+    blobs = ndimage.gaussian_filter(rng.standard_normal((size, size)), 3)
+    noise = rng.standard_normal((size, size))
+    return (0.5 + 1.2 * blobs + 0.25 * noise).clip(0, 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(97, 60), (39, 130), (61, 59)])
+@pytest.mark.parametrize("sigma", [0, 0.7, 2.5])
+@pytest.mark.parametrize("threshold", [0.5, 0.4])
+def test_gaussian_then_threshold_then_nearest(shape, sigma, threshold):
+    probability = uneven()
+    given_settings = RoiSettings(sigma=sigma, threshold=threshold)
+    found = roi_mask(probability, Letterbox.fit(shape, 57), given_settings)
+    np.testing.assert_array_equal(found, by_hand(probability, shape, sigma, threshold))
+    assert 0.02 < found.mean() < 0.98
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.7])
+def test_top_fraction_recomputed(fraction):
+    probability = uneven(1)
+    probability[:10] = 1  # the padding of a wide slice must not count
+    given_settings = RoiSettings("top_fraction", top_fraction=fraction)
+    found = roi_mask(probability, Letterbox.fit((60, 101), 57), given_settings)
+    np.testing.assert_array_equal(found, by_hand(probability, (60, 101), 1.0, None, fraction))
+
+
+def test_one_half_is_in_the_roi():
+    half = np.full((56, 56), 0.5, np.float32)
+    assert roi_mask(half, Letterbox.fit((97, 61), 56), RoiSettings(sigma=0)).all()
+    assert not roi_mask(half - 1e-4, Letterbox.fit((97, 61), 56), RoiSettings(sigma=0)).any()
+
+
+def test_probabilities_are_not_stretched():
+    """A map that hardly rises above one half gives the part that does, not its top half."""
+    ramp = np.tile(np.linspace(0, 0.6, 60, dtype=np.float32), (60, 1))
+    found = roi_mask(ramp, Letterbox.fit((60, 60), 60), RoiSettings(sigma=0))
+    np.testing.assert_array_equal(found, ramp >= 0.5)
+
+
 # boxes
 
 
@@ -87,6 +144,15 @@ def test_box_with_margin():
     mask[2:10, 50:60] = True
     assert box_of(mask).tolist() == [50, 2, 60, 10]
     assert box_of(mask, 5).tolist() == [45, 0, 65, 15]
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40)])
+def test_boxes_are_xyxy_and_cut_at_each_side_of_its_own(shape):
+    mask = np.zeros(shape, bool)
+    mask[30:36, 4:17] = True
+    assert box_of(mask).tolist() == [4, 30, 17, 36]
+    assert box_of(mask, 2.5).tolist() == [1.5, 27.5, 19.5, 38.5]
+    assert box_of(mask, 30).tolist() == [0, 0, min(47, shape[1]), min(66, shape[0])]
 
 
 # body
@@ -175,6 +241,49 @@ def test_rois_by_source():
         (name, 3, "roi") for name in SIX_CLASSES[2:]
     ]
     assert "does not find the spleen" in {skip.organ: skip for skip in skips}["spleen"].reason
+
+
+ORDER = ("background", "spleen", "liver", "right kidney", "aorta")  # not the alphabet's
+
+
+@pytest.mark.parametrize("shape", [(90, 150), (131, 77)])
+def test_every_organ_has_its_own_map_label_and_box(shape):
+    """Discs at different places, each with its own value; sources do not mix."""
+    letterbox = Letterbox.fit(shape, 224)
+    centres = {1: (20, 20), 2: (60, 25), 3: (25, 60), 4: (65, 62)}
+    label = np.zeros(shape, np.uint8)
+    maps = np.zeros((5, 224, 224), np.float32)
+    organs = {}
+    for index, (row, column) in centres.items():
+        organs[ORDER[index]] = disk(shape, (row, column), 5 + index)
+        # the reference lies two columns beside what the localizer finds
+        label[disk(shape, (row, column + 2), 5 + index)] = index
+        maps[index] = letterbox.apply(organs[ORDER[index]].astype(np.float32))
+    geometry = Geometry(np.eye(4), (shape[1], shape[0], 5))
+    item = Slice("case", 3, "CT", np.full(shape, 99, np.uint8), label, geometry)
+    rois, skips = rois_of(item, maps, letterbox, ORDER, RoiSettings(margin=3, sigma=0.5))
+    assert not skips
+    assert list(rois) == list(ORDER[1:])
+    for index, (row, column) in centres.items():
+        roi = rois[ORDER[index]]
+        assert dice(roi["localizer"].mask, organs[ORDER[index]]) > 0.95
+        radius = 5 + index
+        wanted = np.array([column - radius, row - radius, column + radius + 1, row + radius + 1])
+        grown = wanted + [-3, -3, 3, 3]
+        np.testing.assert_allclose(roi["localizer"].box, grown, atol=1)
+        np.testing.assert_array_equal(roi["reference"].mask, label == index)
+        np.testing.assert_array_equal(roi["reference"].box, grown + [2, 0, 2, 0])
+
+
+def test_boxes_survive_the_file_as_they_are(tmp_path):
+    item, maps, _ = slice_and_maps()
+    rois, _ = rois_of(item, maps, LETTERBOX, SIX_CLASSES, RoiSettings(margin=2.25))
+    save_rois(tmp_path / "rois.npz", {item.key: rois})
+    got, _ = load_rois(tmp_path / "rois.npz")
+    box = got[item.key]["liver"]["localizer"].box
+    assert box.dtype == np.float32
+    assert box.tolist() == rois["liver"]["localizer"].box.tolist()
+    assert not (box == box.round()).all()
 
 
 def test_without_label_there_is_no_reference():

@@ -236,12 +236,52 @@ def test_segmenters_have_the_interface(segmenter: SamSegmenter) -> None:
     assert not any(p.requires_grad for p in segmenter.sam.parameters())
 
 
-def test_gradients_reach_the_encoder_through_the_pairs(sam: Sam) -> None:
-    """Training uses the same decoding."""
-    model = tiny()
-    boxes = torch.tensor([[[8.0, 8, 40, 40]]])
-    decode_pairs(model, model.image_encoder(torch.rand(1, 3, 64, 64)), boxes).sum().backward()
-    assert model.image_encoder.patch_embed.proj.weight.grad is not None
+def test_gradients_through_the_pairs_are_segment_anythings(sam: Sam) -> None:
+    """Training uses the same decoding: every parameter gets what the stock decoder would give."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.rand(2, 3, 64, 64, generator=generator)
+    weights = torch.randn(2, 3, 16, 16, generator=generator)
+    boxes = some_prompts(3, seed=5).boxes * 64
+
+    def pairs(model: Sam) -> torch.Tensor:
+        found = decode_pairs(model, model.image_encoder(x), boxes.expand(2, -1, -1), as_masks=True)
+        return found
+
+    def stock(model: Sam) -> torch.Tensor:
+        embeddings = model.image_encoder(x)
+        sparse, dense = model.prompt_encoder(
+            points=None, boxes=boxes, masks=box_masks(boxes, 64, 16)
+        )
+        masks = [
+            model.mask_decoder(
+                image_embeddings=one[None],
+                image_pe=model.prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=False,
+            )[0][:, 0]
+            for one in embeddings
+        ]
+        return torch.stack(masks)
+
+    gradients = []
+    for decode in (pairs, stock):
+        model = copy.deepcopy(sam).requires_grad_(True)
+        model.zero_grad()
+        (decode(model) * weights).sum().backward()
+        gradients.append(
+            {
+                name: torch.zeros_like(p) if p.grad is None else p.grad
+                for name, p in model.named_parameters()
+            }
+        )
+    mine, theirs = gradients
+    reached = [name for name, grad in theirs.items() if grad.any()]
+    for part in ("image_encoder.patch_embed", "prompt_encoder.mask_downscaling", "mask_decoder"):
+        assert any(name.startswith(part) for name in reached), part
+    for name, grad in theirs.items():
+        size = float(grad.abs().max())
+        torch.testing.assert_close(mine[name], grad, atol=2e-4 * max(size, 1), rtol=2e-3)
 
 
 # --------------------------------------------------------------------------------------- masks

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from xaiclip.files import TEMPORARY
 from xaiclip.stale import remove_files, stale_files
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +81,87 @@ def test_targets_list_and_remove(run):
     assert held(run) - {"logs/stale.log", "logs/prune.log"} == set(WANTED)
     assert not (run / "scores" / "rise").exists()
     assert call("stale") == set()
+
+
+CONFIGURED = {
+    "case": ["ct_1", "ct.2"],
+    "method": ["lime"],
+    "guidance": ["full", "roi"],
+    "batch": ["test-0", "train-a"],
+    "variant": ["text"],
+    "organ": ["left_kidney"],
+    "figure": ["figure01"],
+}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wanted", "gone", "foreign"),
+    [
+        ("raw/{case}.nii.gz", "raw/ct.2.nii.gz", "raw/ctx2.nii.gz", "raw/sub/ct_1.nii.gz"),
+        ("slices/{batch}.npz", "slices/test-0.npz", "slices/test-1.npz", "slices/other-0.npz"),
+        (
+            "localizer/{variant}/w.st",
+            "localizer/text/w.st",
+            "localizer/no_text/w.st",
+            "localizer/x/w.st",
+        ),
+        (
+            "scores/{method}/{guidance}/{batch}.npz",
+            "scores/lime/roi/test-0.npz",
+            "scores/lime/roi_reference/test-0.npz",
+            "scores/lime/somewhere/test-0.npz",
+        ),
+        (
+            "maps/{case}/{organ}_{method}_{guidance}.nii.gz",
+            "maps/ct_1/left_kidney_lime_roi.nii.gz",
+            "maps/ct_1/left_kidney_lime_roi_body.nii.gz",
+            "maps/ct_1/left_kidney_lime_roi.nii",
+        ),
+        (
+            "maps/{case}/{organ}_{method}_{guidance}_{rest}.nii.gz",
+            "maps/ct_1/left_kidney_lime_roi_slic.nii.gz",
+            "maps/ct_1/left_kidney_rise_roi_slic.nii.gz",
+            "maps/ct_1/left_kidney_lime_roi_body.nii.gz",  # a guidance, not a rest
+        ),
+        ("figures/{figure}.png", "figures/figure01.png", "figures/figure09.png", "figures/a.svg"),
+        ("metrics/all.parquet", "metrics/all.parquet", None, "metrics/allxparquet"),
+        ("a+b/{case}.txt", "a+b/ct_1.txt", "a+b/ct_9.txt", "aab/ct_9.txt"),
+    ],
+)
+def test_a_file_of_each_kind(tmp_path, pattern, wanted, gone, foreign):
+    """Wanted is kept, what no configuration asks for is listed, what is like no pattern is left."""
+    for name in filter(None, (wanted, gone, foreign, f"{foreign}.bak")):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = stale_files(tmp_path, [pattern], CONFIGURED)
+    assert found == ([str(tmp_path / gone)] if gone else [])
+
+
+def test_what_killed_jobs_were_writing_is_listed(tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    left = tmp_path / "deep" / "er" / f"{TEMPORARY}ab12-x.npz"
+    left.touch()
+    (tmp_path / "deep" / ".hidden").touch()
+    assert stale_files(tmp_path, ["deep/{case}"], {"case": [".hidden"]}) == [str(left)]
+
+
+def test_every_value_of_a_name_must_be_configured(tmp_path):
+    """One name that can be read in two ways is kept if either is wanted as a whole."""
+    for name in ("a_b_c", "a_x"):
+        (tmp_path / name).touch()
+    both = {"case": ["a", "a_b"], "organ": ["c", "b"]}
+    assert stale_files(tmp_path, ["{case}_{organ}"], both) == [str(tmp_path / "a_x")]
+    assert stale_files(tmp_path, ["{case}_{organ}", "a_{free}"], both) == []
+
+
+def test_the_results_folder_itself_is_never_removed(tmp_path):
+    path = tmp_path / "results" / "run" / "x.txt"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    remove_files([path])
+    assert (tmp_path / "results").is_dir()
+    assert not (tmp_path / "results" / "run").exists()
 
 
 def test_a_file_is_kept_if_any_pattern_wants_it(tmp_path):

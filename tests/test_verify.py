@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from xaiclip.files import save_arrays, sha256, tree_sha256
-from xaiclip.verify import checked_sums, compared
+from xaiclip.verify import AGAIN, checked_sums, compared
 
 
 def make(folder):
@@ -75,3 +75,108 @@ def test_checksums(runs):
     found = wrong(checked_sums(folder, provenance))
     assert set(found) == {str(scan), str(folder / "raw"), str(table), str(folder / "none")}
     assert found[str(scan)].startswith("has SHA-256")
+
+
+#: A file of each kind that is made again, by pattern; how a reader would see that it changed.
+KINDS = {
+    "slices/*.npz": "slices/test-0.npz",
+    "slices/*.json": "slices/test-0.json",
+    "preprocessed/test-*.npz": "preprocessed/test-0.npz",
+    "roi/*.npz": "roi/test-0.npz",
+    "attributions/*/*/*.npz": "attributions/lime/roi/test-0.npz",
+    "metrics/parts/*/*": "metrics/parts/explanations/lime_roi_test-0.parquet",
+    "metrics/*.parquet": "metrics/explanations.parquet",
+    "skipped.tsv": "skipped.tsv",
+    "tables/*.csv": "tables/table3.csv",
+}
+
+
+def put(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npz":
+        save_arrays(path, {"x": np.array([value, 2.0])}, {"n": 1})
+    elif path.suffix == ".parquet":
+        pd.DataFrame({"dice": [value]}).to_parquet(path)
+    else:
+        path.write_text(f"unit,value\n,{value}\n")
+
+
+def test_every_kind_is_compared(tmp_path):
+    assert set(AGAIN) == set(KINDS)
+    one, two = tmp_path / "results/a", tmp_path / "results/b"
+    for name in KINDS.values():
+        put(one / name, 0.25)
+        put(two / name, 0.25)
+    assert dict(compared(one, two)) == {f"again {name}": None for name in KINDS.values()}
+    for name in KINDS.values():
+        put(two / name, 0.25 + 1e-12)
+        assert list(wrong(compared(one, two))) == [name]
+        (two / name).unlink()
+        assert wrong(compared(one, two)) == {name: "was not made again"}
+        put(two / name, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("array", "meta", "same"),
+    [
+        (np.arange(6.0), {"n": 1}, True),
+        (np.arange(6.0).astype(np.float32), {"n": 1}, False),
+        (np.arange(6.0).reshape(2, 3), {"n": 1}, False),
+        (np.arange(6.0), {"n": 2}, False),
+        (np.arange(6.0), {"n": 1, "seconds_total": 9, "of": [{"seconds": 8}]}, False),
+    ],
+)
+def test_arrays_and_what_is_said_of_them(tmp_path, array, meta, same):
+    for name, x, about in (("a", np.arange(6.0), {"n": 1}), ("b", array, meta)):
+        save_arrays_at = tmp_path / name / "roi" / "test-0.npz"
+        save_arrays_at.parent.mkdir(parents=True)
+        save_arrays(save_arrays_at, {"x": x}, about)
+    assert (wrong(compared(tmp_path / "a", tmp_path / "b")) == {}) == same
+
+
+def test_seconds_do_not_count_at_any_depth(tmp_path):
+    for name, seconds in (("a", 1.0), ("b", 2.0)):
+        path = tmp_path / name / "roi" / "test-0.npz"
+        path.parent.mkdir(parents=True)
+        save_arrays(path, {}, {"rows": [{"seconds_total": seconds, "n": 1}], "seconds": seconds})
+    assert wrong(compared(tmp_path / "a", tmp_path / "b")) == {}
+
+
+@pytest.mark.parametrize(
+    ("column", "counts"), [("seconds_roi", False), ("dice", True), ("rho", True)]
+)
+def test_which_columns_count(tmp_path, column, counts):
+    for name, value in (("a", 0.5), ("b", 0.75)):
+        path = tmp_path / name / "metrics" / "m.parquet"
+        path.parent.mkdir(parents=True)
+        pd.DataFrame({"case": ["x"], column: [value]}).to_parquet(path)
+    assert bool(wrong(compared(tmp_path / "a", tmp_path / "b"))) == counts
+
+
+@pytest.mark.parametrize(
+    ("unit", "counts"), [("s", False), ("", True), ("mm", True), ("GFLOPs", True)]
+)
+def test_which_rows_of_a_table_count(tmp_path, unit, counts):
+    for name, value in (("a", 0.5), ("b", 0.75)):
+        path = tmp_path / name / "tables" / "t.csv"
+        path.parent.mkdir(parents=True)
+        pd.DataFrame({"unit": [unit], "value": [value]}).to_csv(path, index=False)
+    assert bool(wrong(compared(tmp_path / "a", tmp_path / "b"))) == counts
+
+
+@pytest.mark.parametrize("kind", ["data", "weights", "tables"])
+def test_each_kind_of_checksum_is_compared(tmp_path, kind):
+    (tmp_path / "tables").mkdir()
+    path = tmp_path / "tables" / "x.csv"
+    path.write_text("1")
+    provenance = {"data": {}, "weights": {}, "tables": {}}
+    provenance[kind] = {path.name if kind == "tables" else str(path): sha256(path)}
+    (item,) = checked_sums(tmp_path, provenance)
+    assert item == (f"{kind.removesuffix('s') if kind == 'tables' else kind} {path}", None)
+    path.write_text("2")
+    ((what, problem),) = checked_sums(tmp_path, provenance)
+    assert what == item[0]
+    assert (
+        problem
+        == f"has SHA-256 {sha256(path)[:12]}…, not {next(iter(provenance[kind].values()))[:12]}…"
+    )
