@@ -45,17 +45,60 @@ WEIGHTS: dict[str, Remote] = {
 }
 
 
-#: Size of what open_clip itself fetches on first use, by model and tag.
-BACKBONES = {("ViT-L-14", "openai"): "1.7 GB"}
+#: Size of what is fetched for a backbone, by model and tag.
+BACKBONES = {("ViT-L-14", "openai"): "0.93 GB"}
+
+#: How the names of models on the hub begin.
+HUB = "hf-hub:"
+#: Commits of repositories on the hub. A name alone may mean other files tomorrow.
+REVISIONS = {
+    "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224": (
+        "9f341de24bfb00180f1b847274256e9b65a3a32e"
+    ),
+    "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract": (
+        "d673b8835373c6fa116d6d8006b33d48734e305d"
+    ),
+}
+#: The same repositories under the names that they had before.
+_RENAMED = {
+    "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract": (
+        "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
+    ),
+}
+
+
+def revision_of(repository: str) -> str | None:
+    """The commit of a repository that is known here."""
+    return REVISIONS.get(_RENAMED.get(repository, repository))
+
+
+def pinned(backbone: str) -> tuple[str, str]:
+    """Repository and commit of ``hf-hub:owner/name@commit``.
+
+    Raises:
+        ConfigError: not of this form; or without a commit, and none is known here.
+    """
+    match = re.fullmatch(
+        rf"{HUB}([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", backbone, re.ASCII
+    )
+    if match is None or ".." in backbone:
+        raise ConfigError(f"localizer.backbone {backbone!r} must be like hf-hub:owner/name@commit.")
+    revision = match[2] or revision_of(match[1])
+    if revision is None or not re.fullmatch("[0-9a-f]{40}", revision):
+        raise ConfigError(
+            f"localizer.backbone '{backbone}' may mean other files tomorrow: add @ and the commit, "
+            "40 hexadecimal digits, from the history of its files on the hub."
+        )
+    return match[1], revision
 
 
 def backbone_note(backbone: str, pretrained: str | None) -> str:
-    """What open_clip will fetch for a backbone, for a job's message; empty if nothing."""
-    if not backbone.startswith("hf-hub:") and (pretrained is None or Path(pretrained).exists()):
+    """What will be fetched for a backbone, for a job's message; empty if nothing."""
+    if not backbone.startswith(HUB) and (pretrained is None or Path(pretrained).exists()):
         return ""
     size = BACKBONES.get((backbone, pretrained or ""), "of unknown size")
     name = f"{backbone} ({pretrained})" if pretrained else backbone
-    return f"; open_clip fetches {name}, {size}, unless its cache has it"
+    return f"; {name}, {size}, is fetched unless the cache has it"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TypeVar
 
 import numpy as np
@@ -103,8 +103,10 @@ def in_batches(
 
 
 def set_threads(number: int) -> None:
-    """Let torch compute with ``number`` threads (at least 1)."""
+    """Let torch compute with ``number`` threads (at least 1), one operation after the other."""
     torch.set_num_threads(max(1, number))
+    with suppress(RuntimeError):  # it can be said once only, and before any work
+        torch.set_num_interop_threads(1)
 
 
 def seed_everything(seed: int) -> torch.Generator:

@@ -15,13 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from xaiclip.errors import ConfigError
-from xaiclip.files import impostor, verify
+from xaiclip.files import check_writable, impostor, verify
+from xaiclip.parts import Part, held_part, open_url
 
 log = logging.getLogger(__name__)
 
 CHUNK = 1 << 20
 #: Left free on the disk beside the file.
 SPARE = 64 << 20
+#: Bytes a second below which a connection counts as broken, and a try that brought fewer bytes
+#: than this counts as one that brought nothing.
+SLOWEST = 1000
+LEAST = 32 << 10
+#: Bytes of a file whose size nobody tells.
+MAX_UNKNOWN = 1 << 36
 
 
 @dataclass(frozen=True)
@@ -65,38 +72,63 @@ def fetch(
     What arrived so far stays in ``.{name}.part``; a broken connection, a timeout, an answer of
     5xx, 408 or 429 is tried again, from where it stopped if the server can do that. A try that
     brought something does not count. The file moves to ``target`` after its checksum is right.
+    Of several processes that want the same file one fetches it, and the others wait.
 
     Args:
         remote: what to fetch.
         target: where to put it; a file there with the right checksum is left alone.
         attempts: tries in a row that bring nothing.
         wait: seconds before the second try, doubled each time.
-        timeout: seconds without a byte.
+        timeout: seconds without a byte, until an answer begins, and in which at least `SLOWEST`
+            bytes a second arrive.
 
     Raises:
         ConfigError: it cannot be had. One sentence with the address, the reason and the cure; a
             part that can be resumed is kept, anything else is removed.
+        StorageError: the folder cannot be written to.
     """
     target = Path(target)
-    part = target.with_name(f".{target.name}.part")
     if not re.match(r"https?://", remote.url):
-        raise ConfigError(f"the address '{remote.url}' must begin with https:// or http://.")
-    if target.is_file():
-        try:
-            verify(target, remote.checksum)
-            return
-        except ConfigError:
-            log.warning("%s is not the published file: it is replaced", target)
+        raise ConfigError(f"the address {remote.url!r} must begin with https:// or http://.")
+    if target.exists() and not target.is_file():
+        raise ConfigError(f"{target} is no file: move it away, and it is fetched.")
+    if _is_whole(target, remote):
+        return
+    check_writable(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
+    with held_part(target) as part:
+        # another process may have fetched it meanwhile
+        if _is_whole(target, remote):
+            part.remove()
+            return
+        if target.is_file():
+            log.warning("%s is not the published file: it is replaced", target)
+        _complete(remote, target, part, attempts, wait, timeout)
+        part.move(target)
+        log.info("%s: %s, checksum right", target, _bytes(target.stat().st_size))
+
+
+def _is_whole(target: Path, remote: Remote) -> bool:
+    try:
+        verify(target, remote.checksum)
+    except ConfigError:
+        return False
+    return True
+
+
+def _complete(
+    remote: Remote, target: Path, part: Part, attempts: int, wait: float, timeout: float
+) -> None:
+    """Bring the part to its full length and the right checksum, in as many tries as it takes."""
     failures = 0
     while True:
-        resumed = before = _held(part)
+        resumed = before = part.length
         try:
             _receive(remote, part, timeout)
         except _Broken as error:
-            failures = 0 if _held(part) > before else failures + 1
+            failures = 0 if part.length >= before + LEAST else failures + 1
             if failures >= attempts:
-                kept = f"; {_bytes(_held(part))} of it are kept" if _held(part) else ""
+                kept = f"; {_bytes(part.length)} of it are kept" if part.length else ""
                 raise ConfigError(
                     f"{remote.url} could not be fetched in {attempts} tries ({error}): check the "
                     f"connection and run again{kept}, or put the file at {target} by hand."
@@ -105,21 +137,18 @@ def fetch(
             log.warning("%s (%s): next try in %.0f s", remote.name, error, pause)
             time.sleep(pause)
             continue
-        try:
-            verify(part, remote.checksum)
-        except ConfigError as error:
-            found = str(error).split(" has ")[-1].split(":")[0]
-            part.unlink()
-            if resumed:  # the first piece may stem from another file
-                log.warning("%s has a wrong checksum after resuming: from the start", remote.name)
-                continue
-            raise ConfigError(
-                f"{remote.url} has {found}: the file there is damaged or another one; "
-                f"try again later, or put the right file at {target} by hand."
-            ) from None
-        part.replace(target)
-        log.info("%s: %s, checksum right", target, _bytes(target.stat().st_size))
-        return
+        kind, _, wanted = remote.checksum.partition(":")
+        found = part.digest(kind)
+        if found == wanted.lower():
+            return
+        part.cut(0)
+        if resumed:  # the first piece may stem from another file
+            log.warning("%s has a wrong checksum after resuming: from the start", remote.name)
+            continue
+        raise ConfigError(
+            f"{remote.url} has {kind} {found}, not {wanted}: the file there is damaged or another "
+            f"one; try again later, or put the right file at {target} by hand."
+        )
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
@@ -136,33 +165,32 @@ def check_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def _receive(remote: Remote, part: Path, timeout: float) -> None:
+def _receive(remote: Remote, part: Part, timeout: float) -> None:
     """Bring ``part`` to its full length."""
-    have = _held(part)
     if remote.size is not None:
-        if have > remote.size:
-            part.unlink()
-            have = 0
-        if have == remote.size:
+        if part.length > remote.size:
+            part.cut(0)
+        if part.length == remote.size:
             return
-        check_space(part.parent, remote.size - have, remote.name)
+        check_space(part.folder, remote.size - part.length, remote.name)
+    have = part.length
     request = urllib.request.Request(remote.url, headers={"User-Agent": "xaiclip"})
     if have:
         request.add_header("Range", f"bytes={have}-")
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
+        with open_url(request, timeout) as answer:
             start, total = _extent(answer, have)
             if start not in (0, have):
-                part.unlink()
+                part.cut(0)
                 raise _Broken("the server resumes at another place")
             if start == 0:
                 _check_head(answer, remote, total)
                 if total is not None:
-                    check_space(part.parent, total, remote.name)
+                    check_space(part.folder, total, remote.name)
             elif total != (remote.size or total):
-                part.unlink()
+                part.cut(0)
                 raise _Broken("the file there has changed")
-            _store(answer, remote, part, start, total)
+            _store(answer, remote, part, start, total, timeout)
     except urllib.error.HTTPError as error:
         _refuse(error, remote, part)
     except (http.client.HTTPException, OSError) as error:
@@ -170,32 +198,40 @@ def _receive(remote: Remote, part: Path, timeout: float) -> None:
         raise _Broken(str(reason) or type(error).__name__) from error
 
 
-def _store(answer: Any, remote: Remote, part: Path, start: int, total: int | None) -> None:
+def _store(
+    answer: Any, remote: Remote, part: Part, start: int, total: int | None, timeout: float
+) -> None:
     """Write what arrives behind the first ``start`` bytes."""
     expected = remote.size if remote.size is not None else total
-    told = time.monotonic()
-    length = start
-    with open(part, "ab" if start else "wb") as stream:
-        while block := answer.read(CHUNK):
-            if length == 0 and (words := impostor(block[:512])):
-                stream.close()
-                part.unlink()
-                raise ConfigError(f"what {remote.url} gives {words}.")
-            stream.write(block)
-            length += len(block)
-            if expected is not None and length > expected:
-                stream.close()
-                part.unlink()
-                raise ConfigError(
-                    f"{remote.url} gives more than {expected} bytes: it is not {remote.name}; "
-                    "put the right file there by hand."
-                )
-            if time.monotonic() - told > 10:
-                told = time.monotonic()
-                share = f" of {_bytes(expected)}" if expected else ""
-                log.info("%s: %s%s", remote.name, _bytes(length), share)
-    if expected is not None and length < expected:
-        raise _Broken(f"the connection broke after {length} of {expected} bytes")
+    most = MAX_UNKNOWN if expected is None else expected
+    told = window = time.monotonic()
+    brought = 0
+    part.cut(start)
+    # what has arrived, and not all of a chunk: a byte now and then would never fill one
+    while block := answer.read1(CHUNK):
+        if part.length == 0 and (words := impostor(block[:512])):
+            raise ConfigError(f"what {remote.url} gives {words}.")
+        part.write(block)
+        brought += len(block)
+        if part.length > most:
+            part.cut(0)
+            raise ConfigError(
+                f"{remote.url} gives more than {most} bytes: it is not {remote.name}; "
+                "put the right file there by hand."
+            )
+        now = time.monotonic()
+        if now - window > timeout:
+            if brought < SLOWEST * timeout:
+                raise _Broken(f"only {brought} bytes arrived in {now - window:.0f} s")
+            if expected is None:
+                check_space(part.folder, 0, remote.name)
+            window, brought = now, 0
+        if now - told > 10:
+            told = now
+            share = f" of {_bytes(expected)}" if expected else ""
+            log.info("%s: %s%s", remote.name, _bytes(part.length), share)
+    if expected is not None and part.length < expected:
+        raise _Broken(f"the connection broke after {part.length} of {expected} bytes")
 
 
 def _extent(answer: Any, have: int) -> tuple[int, int | None]:
@@ -225,10 +261,10 @@ def _check_head(answer: Any, remote: Remote, total: int | None) -> None:
         )
 
 
-def _refuse(error: urllib.error.HTTPError, remote: Remote, part: Path) -> None:
+def _refuse(error: urllib.error.HTTPError, remote: Remote, part: Part) -> None:
     """Tell what is worth another try from what is not."""
     if error.code == 416:  # nothing lies behind what we have: the part is no part of it
-        part.unlink(missing_ok=True)
+        part.cut(0)
         raise _Broken("the server has no such range") from error
     if error.code >= 500 or error.code in (408, 429):
         raise _Broken(f"the server answers {error.code}") from error
@@ -238,10 +274,6 @@ def _refuse(error: urllib.error.HTTPError, remote: Remote, part: Path) -> None:
         f"{remote.url} {reason} (HTTP {error.code}): look for {remote.name} on its page and put "
         "it there by hand."
     ) from error
-
-
-def _held(part: Path) -> int:
-    return part.stat().st_size if part.is_file() else 0
 
 
 def _bytes(count: int) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -61,7 +62,7 @@ def leased_gpu() -> Iterator[str | None]:
     """Take a GPU that no other job of this user has, and make it the only visible one.
 
     If all are taken, the one with the fewest jobs is shared, never waited for. The lock is a file
-    lock below the temporary folder, so it ends with the process, whatever happens to it.
+    lock in a folder of this user's own, so it ends with the process, whatever happens to it.
 
     Yields:
         The entry of ``CUDA_VISIBLE_DEVICES``, or None where there is nothing to choose.
@@ -74,13 +75,8 @@ def leased_gpu() -> Iterator[str | None]:
     before = os.environ.get(VISIBLE)
     for slot in range(MOST_SHARED):
         for entry, name in names.items():
-            stream = os.open(
-                folder / f"{name.replace('/', '_')}.{slot}", os.O_RDWR | os.O_CREAT, 0o600
-            )
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(stream)
+            stream = _locked(folder / f"{name.replace('/', '_')}.{slot}")
+            if stream is None:
                 continue
             if slot:
                 _log.warning("GPU %s is shared with %d other job(s)", entry, slot)
@@ -95,6 +91,21 @@ def leased_gpu() -> Iterator[str | None]:
                 os.close(stream)
             return
     yield None
+
+
+def _locked(path: Path) -> int | None:
+    """An open, locked file; None if another job has it, or it cannot be made."""
+    try:
+        stream = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        _log.warning("%s cannot be opened (%s)", path, error.strerror)
+        return None
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(stream)
+        return None
+    return stream
 
 
 def _uuids() -> list[str]:
@@ -112,10 +123,33 @@ def _uuids() -> list[str]:
 
 
 def _folder() -> Path | None:
-    """Where this user's locks lie; None if somebody else made a folder of that name."""
-    folder = Path(tempfile.gettempdir()) / f"xaiclip-gpu-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        _log.warning("%s belongs to another user: GPUs are not leased", folder)
-        return None
-    return folder
+    """Where this user's locks lie, closed to all others; None if there is no such place.
+
+    All jobs try the same places in the same order. Others may write into the temporary folder, so
+    what they put there under this name only makes the next place count.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    places = [Path(runtime) / "xaiclip-gpu"] if runtime and _is_own(Path(runtime)) else []
+    with suppress(OSError):  # no temporary folder that can be written to
+        places.append(Path(tempfile.gettempdir()) / f"xaiclip-gpu-{os.getuid()}")
+    with suppress(RuntimeError):  # no home
+        places.append(Path.home() / ".cache" / "xaiclip" / "gpu")
+    for place in places:
+        with suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.mkdir(mode=0o700, exist_ok=True)
+            if _is_own(place):
+                return place
+        _log.warning("%s is not this user's own folder: GPUs are leased elsewhere", place)
+    _log.warning("there is no folder for the leases of GPUs: this job takes the first GPU")
+    return None
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether it is a folder, not a link to one, that only this user may enter."""
+    try:
+        found = os.lstat(folder)
+    except OSError:
+        return False
+    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return own and not found.st_mode & 0o077

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.factory import load_checkpoint
 from open_clip.model import CLIP, CustomTextCLIP
-from open_clip.pretrained import get_pretrained_cfg
 from open_clip.timm_model import TimmModel
-from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from xaiclip.errors import ConfigError
+from xaiclip.localizer.clip_weights import load_weights
+from xaiclip.localizer.sources import Source, find
+from xaiclip.localizer.text_files import Tokenizer, staged, tokenizer_of
+from xaiclip.weights import check_size
 
 COMPACT_FOLDER = Path(__file__).parents[3] / "resources" / "compact"
-
-#: Model names that bring their weights along.
-_SCHEMAS = ("local-dir:", "hf-hub:")
-
-Tokenizer = Callable[[list[str]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,10 +32,10 @@ class BackboneSettings:
 
     ``model`` is ``compact`` (shipped), a folder with ``clip.json`` and ``clip.safetensors`` (or
     in open_clip's own layout), an open_clip model name, a JSON file with an open_clip
-    configuration, or ``hf-hub:…``. ``pretrained`` is open_clip's tag or a checkpoint file, for a
-    named model or a JSON file; OpenAI's own files (TorchScript) get the QuickGELU that they were
-    trained with. ``blocks`` count from 1; None takes the first or middle, the third quarter and
-    the last (see `default_blocks`).
+    configuration, or ``hf-hub:owner/name@commit``. ``pretrained`` is open_clip's tag or a
+    checkpoint file, for a named model or a JSON file; OpenAI's own files (TorchScript) get the
+    QuickGELU that they were trained with. ``blocks`` count from 1; None takes the first or middle,
+    the third quarter and the last (see `default_blocks`).
     """
 
     model: str = "compact"
@@ -69,6 +63,7 @@ class Backbone(nn.Module):
         width: channels of a token.
         grid: tokens along one side.
         embed_dim: size of the shared image–text space.
+        revisions: ``owner/name@commit`` of all that came from a hub.
     """
 
     mean: Tensor
@@ -83,6 +78,7 @@ class Backbone(nn.Module):
         name: str = "custom",
         mean: Sequence[float] = open_clip.OPENAI_DATASET_MEAN,
         std: Sequence[float] = open_clip.OPENAI_DATASET_STD,
+        revisions: Sequence[str] = (),
     ) -> None:
         """Wrap ``clip``; ``mean`` and ``std`` are those of its training (images in 0…1).
 
@@ -105,7 +101,7 @@ class Backbone(nn.Module):
                 f"localizer.blocks {list(self.blocks)} do not all exist: "
                 f"backbone '{name}' has blocks 1 to {depth}."
             )
-        self.name = name
+        self.name, self.revisions = name, tuple(revisions)
         self.tokenizer = tokenizer
         self.clip = clip.eval().requires_grad_(False)
         size = visual.image_size
@@ -162,127 +158,43 @@ class Backbone(nn.Module):
 
 
 def load_backbone(settings: BackboneSettings) -> Backbone:
-    """Build the backbone and load its weights (never unpickling code).
+    """Build the backbone and load its weights; no code that comes with them runs.
 
     Raises:
-        ConfigError: unknown model, missing or unreadable files, weights that do not fit.
+        ConfigError: unknown model, missing or unreadable files, weights that do not fit, a
+            configuration that asks for more than a model, a name that is not pinned.
     """
-    name = settings.model
-    folder = COMPACT_FOLDER if name == "compact" else Path(name)
-    if name == "compact" or folder.is_dir():
-        if name == "compact" or (folder / "clip.json").exists():
-            return _from_folder(folder, settings)
-        name = f"local-dir:{folder}"
-    elif not name.startswith("hf-hub:"):
-        if name.endswith(".json") and folder.is_file():
-            open_clip.add_model_config(folder)
-            name = folder.stem
-        if name.replace("/", "-") not in open_clip.list_models():
-            raise ConfigError(
-                f"localizer.backbone '{name}' is neither a folder nor a model of open_clip: use "
-                "'compact', a folder with clip.json, 'hf-hub:…', or a name that open_clip lists."
-            )
-        if settings.pretrained is None:
-            raise ConfigError(
-                f"Backbone '{name}' needs weights: set localizer.pretrained to a tag of open_clip "
-                f"({', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none known'}) "
-                "or to a checkpoint file."
-            )
     try:
-        if _is_torchscript(settings.pretrained) and not name.startswith(_SCHEMAS):
-            clip = open_clip.create_model(name, force_quick_gelu=True)
-            _fill_from_torchscript(clip, str(settings.pretrained))
-        else:
-            # OpenAI's weights and others want QuickGELU whatever the model's plain config says
-            tag = get_pretrained_cfg(name, settings.pretrained) or {}
-            clip = open_clip.create_model(
-                name,
-                pretrained=None if name.startswith(_SCHEMAS) else settings.pretrained,
-                require_pretrained=True,
-                force_quick_gelu=bool(tag.get("quick_gelu")),
-                **(_local_text(folder) if name.startswith("local-dir:") else {}),
-            )
-        tokenizer = open_clip.get_tokenizer(name)
+        source = find(settings.model, settings.pretrained, COMPACT_FOLDER)
+        config = source.config
+        with _text_files(source) as staging:
+            check_size(config.outline(staging), source.weights)
+            clip = config.build(source.quick_gelu, staging)
+            load_weights(clip, source.weights)
+            own = source.folders[0] if source.folders else None
+            tokenizer = tokenizer_of(config, own, staging)
+        return Backbone(
+            clip,
+            tokenizer,
+            settings.blocks,
+            name=settings.model,
+            mean=config.mean,
+            std=config.std,
+            revisions=source.revisions,
+        )
     except ConfigError:
         raise
-    except Exception as error:  # open_clip and the hub raise many kinds
+    except Exception as error:  # open_clip, timm and transformers raise many kinds
         raise ConfigError(
-            f"Backbone '{name}' could not be loaded ({_short(error)}): check localizer.backbone, "
-            "localizer.pretrained and the connection."
+            f"Backbone {settings.model!r} could not be loaded ({_short(error)}): configuration, "
+            "weights and tokenizer must belong together."
         ) from error
-    norm = clip.visual.preprocess_cfg
-    return Backbone(
-        clip, tokenizer, settings.blocks, name=settings.model, mean=norm["mean"], std=norm["std"]
-    )
 
 
-def _local_text(folder: Path) -> dict[str, Any]:
-    """The text tower of a folder in open_clip's layout, from the folder alone.
-
-    open_clip would ask the hub for a Hugging Face tower's configuration, even offline.
-    """
-    path = folder / "open_clip_config.json"
-    if not path.is_file():
-        raise ConfigError(f"{folder} holds neither clip.json nor open_clip_config.json.")
-    text = dict(json.loads(path.read_text(encoding="utf-8"))["model_cfg"]["text_cfg"])
-    tower = text.get("hf_model_name")
-    if tower is None:
-        return {}
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"{folder} lacks config.json of the text tower: take it from '{tower}' on the hub."
-        )
-    return {"text_cfg": text | {"hf_model_name": str(folder), "hf_model_pretrained": False}}
-
-
-def _is_torchscript(path: str | None) -> bool:
-    """Whether a file is a TorchScript archive, as OpenAI published CLIP."""
-    if path is None or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _fill_from_torchscript(clip: nn.Module, path: str) -> None:
-    """Put an archive's weights into the model; none of its code runs."""
-    weights = torch.jit.load(path, map_location="cpu").state_dict()
-    for name in ("input_resolution", "context_length", "vocab_size"):
-        weights.pop(name, None)
-    clip.load_state_dict({name: value.float() for name, value in weights.items()})
-
-
-def _from_folder(folder: Path, settings: BackboneSettings) -> Backbone:
-    config_path, weights = folder / "clip.json", folder / "clip.safetensors"
-    for path in (config_path, weights):
-        if not path.is_file():
-            raise ConfigError(
-                f"{path} is missing: restore it, or train the compact models with `make compact`."
-            )
-    try:
-        config: dict[str, Any] = json.loads(config_path.read_text(encoding="utf-8"))
-        model = dict(config["model_cfg"])
-        text = model["text_cfg"]
-        options = dict(text.get("tokenizer_kwargs", {}))
-        if "bpe_path" in options:
-            options["bpe_path"] = str(folder / options["bpe_path"])
-        tokenizer = SimpleTokenizer(context_length=text.get("context_length", 77), **options)
-        kind = CustomTextCLIP if model.pop("custom_text", False) else CLIP
-        clip = kind(**model)
-        load_checkpoint(clip, str(weights))
-    except Exception as error:
-        raise ConfigError(
-            f"{folder} does not hold a usable CLIP ({_short(error)}): clip.json and "
-            "clip.safetensors must belong together."
-        ) from error
-    norm = config.get("preprocess_cfg", {})
-    return Backbone(
-        clip,
-        tokenizer,
-        settings.blocks,
-        name=settings.model,
-        mean=norm.get("mean", open_clip.OPENAI_DATASET_MEAN),
-        std=norm.get("std", open_clip.OPENAI_DATASET_STD),
-    )
+def _text_files(source: Source) -> AbstractContextManager[Path | None]:
+    if source.config.words is None:
+        return nullcontext()
+    return staged(source.folders, source.config.tower)
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -297,4 +209,5 @@ def fingerprint(module: nn.Module) -> str:
 def _short(error: Exception) -> str:
     """The first line of an error, without its final stop."""
     text = str(error).strip() or type(error).__name__
-    return re.sub(r"\s+", " ", text.splitlines()[0])[:200].rstrip(".:")
+    line = re.sub(r"\s+", " ", text.splitlines()[0])[:200].rstrip(".:")
+    return "".join(one if one.isprintable() else "?" for one in line)

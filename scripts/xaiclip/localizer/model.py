@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,11 @@ from xaiclip.errors import ConfigError
 from xaiclip.files import atomic
 from xaiclip.localizer.backbone import Backbone, BackboneSettings, load_backbone
 from xaiclip.localizer.prompts import Prompts
+from xaiclip.weights import check_values, check_weights
 
 SIZE = 224
+#: Largest number of blocks, context vectors or channels that a file may speak of.
+_MOST = 4096
 _NORM = ("group", {"num_groups": 4})
 
 
@@ -200,7 +204,11 @@ def save_localizer(path: Path, localizer: Localizer) -> None:
     about = {
         "classes": list(localizer.classes),
         "settings": asdict(localizer.settings),
-        "backbone": {"model": backbone.name, "blocks": list(backbone.blocks)},
+        "backbone": {
+            "model": backbone.name,
+            "blocks": list(backbone.blocks),
+            "revisions": list(backbone.revisions),
+        },
         "fingerprint": backbone.fingerprint,
     }
     tensors = {k: p.detach().cpu().contiguous() for k, p in localizer.trainable().items()}
@@ -213,33 +221,74 @@ def load_localizer(path: Path, backbone: BackboneSettings | Backbone | None = No
 
     Args:
         path: the .safetensors file.
-        backbone: where to find the backbone's weights if they are not where they were at
-            training, or a loaded backbone.
+        backbone: which backbone it was trained on, or a loaded one; None for the one that the file
+            names, if it lies here: nothing is fetched on a file's word.
 
     Raises:
         ConfigError: not such a file, or the backbone's weights are others than at training.
     """
-    try:
-        with safe_open(path, framework="pt") as stored:
-            about = json.loads(stored.metadata()["localizer"])
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path} is not a trained localizer: give the .safetensors file of another run."
-        ) from error
+    about, tensors = _read(path)
+    trained_on = about["backbone"]["model"]
+    if backbone is None:
+        if trained_on != "compact" and not Path(trained_on).is_dir():
+            raise ConfigError(
+                f"{path} was trained on backbone {trained_on!r:.200}, which lies elsewhere: say "
+                "where with the argument 'backbone'."
+            )
+        backbone = BackboneSettings(trained_on)
     if not isinstance(backbone, Backbone):
-        model = backbone or BackboneSettings(about["backbone"]["model"])
         blocks = tuple(about["backbone"]["blocks"])
-        backbone = load_backbone(BackboneSettings(model.model, model.pretrained, blocks))
+        backbone = load_backbone(BackboneSettings(backbone.model, backbone.pretrained, blocks))
     if backbone.fingerprint != about["fingerprint"]:
         raise ConfigError(
-            f"{path} was trained on other weights of backbone '{about['backbone']['model']}': "
+            f"{path} was trained on other weights of backbone {trained_on!r:.200}: "
             "use those, or train the localizer again."
         )
-    localizer = Localizer(backbone, about["classes"], LocalizerSettings(**about["settings"]))
+    try:
+        settings = LocalizerSettings(**about["settings"])
+        localizer = Localizer(backbone, about["classes"], settings)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"{path} comes from another version: train the localizer again."
+        ) from error
     # compared by hand: load_state_dict raises a RuntimeError of many lines for another shape
     wanted = {name: value.shape for name, value in localizer.trainable().items()}
     if wanted != {name: value.shape for name, value in tensors.items()}:
         raise ConfigError(f"{path} comes from another version: train the localizer again.")
+    check_values(tensors, path)
     localizer.load_state_dict(tensors, strict=False)
     return localizer.eval()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a file says of itself, and its tensors.
+
+    Raises:
+        ConfigError: it is not a trained localizer.
+    """
+    try:
+        check_weights(path)
+        with safe_open(path, framework="pt") as stored:
+            about = json.loads(stored.metadata()["localizer"])
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        backbone, settings, classes = (about[key] for key in ("backbone", "settings", "classes"))
+        blocks, context = backbone["blocks"], tensors["prompts.context"]
+        counts = (*blocks, *(value for value in settings.values() if type(value) is int))
+        # sizes that the file's own tensors do not bear out would only take memory
+        fits = (
+            isinstance(backbone["model"], str)
+            and isinstance(about["fingerprint"], str)
+            and all(isinstance(name, str) for name in classes)
+            and all(type(count) is int and 1 <= count <= _MOST for count in counts)
+            and context.shape[:2] in ((1, settings["context"]), (len(classes), settings["context"]))
+            and len(tensors["maps.mix.weight"]) == 2 * settings["width"]
+        )
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is not a trained localizer: give the .safetensors file of another run."
+        ) from error
+    if not fits:
+        raise ConfigError(f"{path} comes from another version: train the localizer again.")
+    return about, tensors

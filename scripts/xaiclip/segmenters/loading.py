@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
-from torch import Tensor, nn
+from torch import nn
 
 from xaiclip.catalogue import WEIGHTS
 from xaiclip.device import choose_device, choose_precision
 from xaiclip.errors import ConfigError
-from xaiclip.files import check_kind, digest, verify
+from xaiclip.files import digest, verify
+from xaiclip.plain import check_keys, read_json
 from xaiclip.segmenters.base import Segmenter
-from xaiclip.segmenters.compact import build
+from xaiclip.segmenters.compact import CONFIG, build
 from xaiclip.segmenters.own import call_factory
 from xaiclip.segmenters.sam import SamSegmenter
+from xaiclip.weights import check_size, check_sums, check_weights, fill, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +63,7 @@ def load_segmenter(
     how = choose_precision(where, precision)
     if settings.get("factory"):
         if checkpoint and settings.get("checksum"):
+            check_weights(Path(checkpoint))
             verify(Path(checkpoint), settings["checksum"])
         return call_factory(settings, where, how)
     if model == "compact":
@@ -76,9 +75,10 @@ def load_segmenter(
         raise ConfigError(f"segmenter.checkpoint is empty: model '{model}' needs a weights file.")
     else:
         path = Path(checkpoint)
+        check_weights(path)
         if settings.get("checksum"):
             verify(path, settings["checksum"])
-        elif model == "medsam" and path.is_file() and digest(path, "md5") != MEDSAM_MD5:
+        elif model == "medsam" and digest(path, "md5") != MEDSAM_MD5:
             log.warning("%s are not MedSAM's published weights (fine if you tuned them)", path)
         with torch.device("meta"):  # the initial values would only be overwritten
             sam = BUILDERS[model]()
@@ -105,79 +105,26 @@ def load_compact(folder: Path = COMPACT) -> Sam:
     for name in ("sam.json", "sam.safetensors"):
         if not (folder / name).is_file():
             raise ConfigError(f"{folder / name} does not exist: run `make compact` to train it.")
-    sums = folder / "SHA256SUMS"
-    if sums.is_file():
-        for line in sums.read_text(encoding="utf-8").splitlines():
-            wanted, _, name = line.partition("  ")
-            if name in ("sam.json", "sam.safetensors"):
-                verify(folder / name, f"sha256:{wanted}")
-    sam = build(json.loads((folder / "sam.json").read_text())["model"])
-    fill(sam, read_weights(folder / "sam.safetensors"), folder / "sam.safetensors")
-    return sam.eval()
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, on the CPU.
-
-    Reads safetensors and torch files; the latter only as far as tensors go (a pickle can run any
-    code). A dictionary nested under ``model`` or ``state_dict`` is unpacked and the prefix
-    ``module.`` taken off, as fine-tuned files have them.
-
-    Raises:
-        ConfigError: missing, empty, a web page, damaged, with pickled objects, or without tensors.
-    """
-    check_kind(path, "weights file")
+    check_sums(folder, ("sam.json", "sam.safetensors"))
+    path, weights = folder / "sam.json", folder / "sam.safetensors"
+    config = check_keys(f"{path}: model", read_json(path).get("model"), CONFIG)
     try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        unsafe = "Unsupported global" in str(error)
-        reason = (
-            "holds pickled objects besides tensors, which could run any code; save its state_dict"
-            if unsafe
-            else "is damaged or no weights file: fetch it again"
-        )
-        raise ConfigError(f"{path} {reason}.") from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
-        log.debug("%s", error)
-        raise ConfigError(f"{path} is damaged or no weights file: fetch it again.") from None
-    for key in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    tensors = (
-        {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
-    if not tensors:
-        raise ConfigError(f"{path} holds no tensors by name: save the model's state_dict.")
-    return tensors
-
-
-def fill(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Put weights into a model (built on the meta device or not), in the model's own types.
-
-    Raises:
-        ConfigError: a tensor is missing, unexpected or of another shape; names them.
-    """
-    wanted = module.state_dict()
-    missing = [name for name in wanted if name not in weights]
-    unexpected = [name for name in weights if name not in wanted]
-    shapes = [n for n in wanted if n in weights and wanted[n].shape != weights[n].shape]
-    for what, names in (
-        ("lacks", missing),
-        ("holds unexpected", unexpected),
-        ("holds, in another shape,", shapes),
-    ):
-        if names:
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            raise ConfigError(
-                f"{path} {what} {', '.join(names[:4])}{more}: it belongs to another model or size."
-            )
-    own = {name: value.to(wanted[name].dtype) for name, value in weights.items()}
-    module.load_state_dict(own, assign=True)
+        with torch.device("meta"):
+            check_size(build(config), weights)
+        sam = build(config)
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        ArithmeticError,
+        AssertionError,
+    ) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} describes no model: run `make compact` to train it.") from error
+    fill(sam, read_weights(weights), weights)
+    return sam.eval()
 
 
 def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
@@ -189,18 +136,3 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     check_size(module, Path(path))
     fill(module, read_weights(Path(path)), Path(path))
     return module
-
-
-def check_size(module: nn.Module, path: Path) -> None:
-    """A file must be large enough for the model's numbers (in half precision at least).
-
-    Raises:
-        ConfigError: it is smaller: cut off, or of a smaller model.
-    """
-    least = 2 * sum(value.numel() for value in module.state_dict().values())
-    check_kind(path, "weights file")
-    if path.stat().st_size < least:
-        raise ConfigError(
-            f"{path} has {path.stat().st_size / 1e6:.1f} MB, but the model's weights take "
-            f"{least / 1e6:.1f} MB at least: it is cut off or belongs to another model."
-        )
