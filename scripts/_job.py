@@ -11,6 +11,7 @@ from typing import Any
 
 from xaiclip.errors import CaseError, ConfigError, StorageError
 from xaiclip.lease import leased_gpu
+from xaiclip.privacy import LogFormatter, Redactor, case_files
 
 #: Limits that libraries read when they are loaded.
 THREADS = (
@@ -26,6 +27,8 @@ THREADS = (
 def job(snakemake: Any) -> Iterator[logging.Logger]:
     """Log to the rule's log file and to stderr; end with one sentence where the input is wrong.
 
+    Logs lie among the results: they name a case's files by case and role, not by their paths.
+
     Libraries get as many threads as Snakemake granted, and a job that runs models has one GPU to
     itself. Import libraries inside the block: they read both when they are loaded.
     """
@@ -37,13 +40,11 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
         logging.raiseExceptions = False
         with suppress(OSError):
             handlers.append(logging.FileHandler(str(snakemake.log[0]), mode="w", encoding="utf-8"))
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=handlers,
-        force=True,
-    )
+    formatter = LogFormatter(redactor(snakemake))
+    for handler in handlers:
+        handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    logging.captureWarnings(True)
     log = logging.getLogger("xaiclip")
     try:
         with leased_gpu() if _wants_gpu(snakemake) else nullcontext() as gpu:
@@ -55,7 +56,15 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
         sys.exit(1)
     except Exception:
         log.exception("rule %s failed", snakemake.rule)
-        raise
+        sys.exit(1)
+
+
+def redactor(snakemake: Any) -> Redactor:
+    """What takes the paths of the job's cases out of words."""
+    cfg = getattr(snakemake.params, "cfg", None)
+    rows = cfg.get("cases") if isinstance(cfg, dict) else None
+    rows = [row for row in rows or () if isinstance(row, dict)]
+    return Redactor(case_files(rows), keep=map(str, snakemake.output))
 
 
 def _wants_gpu(snakemake: Any) -> bool:

@@ -24,7 +24,7 @@ def _always(name: str, draw: Draw) -> Draw:
             try:
                 return draw(sources, settings)
             except CaseError as error:
-                return style.sentence_figure(name.replace("_", " ").capitalize(), str(error))
+                return style.sentence_figure(name.replace("_", " ").capitalize(), error.reason)
 
     return drawn
 
