@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from xaiclip.errors import CaseError, ConfigError, StorageError
 from xaiclip.lease import leased_gpu
-from xaiclip.privacy import LogFormatter, Redactor, case_files
+from xaiclip.privacy import LogFormatter, Redactor, case_files, private_files
 
 #: Limits that libraries read when they are loaded.
 THREADS = (
@@ -40,7 +41,7 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
         logging.raiseExceptions = False
         with suppress(OSError):
             handlers.append(logging.FileHandler(str(snakemake.log[0]), mode="w", encoding="utf-8"))
-    formatter = LogFormatter(redactor(snakemake))
+    formatter = LogFormatter(redactor(snakemake), redactor(snakemake, below=False))
     for handler in handlers:
         handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
@@ -59,12 +60,21 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
         sys.exit(1)
 
 
-def redactor(snakemake: Any) -> Redactor:
-    """What takes the paths of the job's cases out of words."""
+def redactor(snakemake: Any, below: bool = True) -> Redactor:
+    """What takes the paths of the job's cases out of words; of all cases, if it has no batch."""
     cfg = getattr(snakemake.params, "cfg", None)
     rows = cfg.get("cases") if isinstance(cfg, dict) else None
-    rows = [row for row in rows or () if isinstance(row, dict)]
-    return Redactor(case_files(rows), keep=map(str, snakemake.output))
+    files: dict[str, Any] = case_files(
+        row for row in rows or () if isinstance(row, dict) and "image" in row
+    )
+    outputs = [Path(str(one)) for one in (*getattr(snakemake, "output", ()), *snakemake.log)]
+    batch = getattr(getattr(snakemake, "wildcards", None), "batch", None)
+    folders = (folder for one in outputs for folder in one.parents)
+    run = next((folder for folder in folders if folder.parent.name == "results"), None)
+    if not files and run is not None:
+        with suppress(OSError, ValueError):
+            files = private_files(run, batch or "*")
+    return Redactor(files, keep=outputs, below=below and batch is not None)
 
 
 def _wants_gpu(snakemake: Any) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from xaiclip.files import write_json
 from xaiclip.privacy import PRIVATE
 from xaiclip.provenance import code_hash
-from xaiclip.verify import GIVEN, checked_sums, compared, private_files
+from xaiclip.verify import GIVEN, checked_sums, compared, study_of
 
 ROOT = Path(__file__).parents[1]
 RULES = (
@@ -68,7 +68,7 @@ def verify(folder):
     """What was checked, and what is wrong with it."""
     try:
         provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        study, _ = private_files(folder)
+        study = study_of(folder)
         yield from checked_sums(folder, provenance)
         yield from same_code(provenance)
     except (OSError, ValueError, KeyError) as error:

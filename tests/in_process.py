@@ -45,6 +45,7 @@ def run_script(
         rule=name.removesuffix(".py"),
         resources=SimpleNamespace(),
         scriptdir=str(SCRIPTS),
+        wildcards=SimpleNamespace(),
     )
     try:
         runpy.run_path(str(SCRIPTS / name), {"snakemake": snakemake})

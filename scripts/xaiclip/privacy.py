@@ -6,10 +6,11 @@ role: ``case7/image``. Where that file lies, and what it is called, stands in `P
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from traceback import TracebackException
@@ -19,6 +20,8 @@ from xaiclip.errors import printable
 
 #: Folder below a run's, for its owner alone: where the files of the cases lie.
 PRIVATE = "private"
+#: In it: the configuration as it is, and the files of weights.
+STUDY = "study.json"
 #: What stands for a path in the published configuration.
 HIDDEN = "(private)"
 
@@ -36,15 +39,18 @@ class Redactor:
     Args:
         files: each case's files or folders, by role (``image``, ``label``).
         keep: paths whose parts are no secret, such as those of results.
+        below: whether the names of files inside a case's folder are looked for, too.
     """
 
     def __init__(
         self,
         files: Mapping[str, Mapping[str, str | os.PathLike[str] | None]],
         keep: Iterable[str | os.PathLike[str]] = (),
+        below: bool = True,
     ) -> None:
         self._files = files
         self._keep = [Path.cwd(), Path(__file__), *map(Path, keep)]
+        self._below = below
         self._known: list[tuple[re.Pattern[str], str, str]] | None = None
 
     def __call__(self, text: str) -> str:
@@ -62,10 +68,9 @@ class Redactor:
         kept = {*self._files, *(part for path in self._keep for part in path.parts)}
         for case, roles in self._files.items():
             for role, file in roles.items():
-                if file:
-                    for word in _words_of(Path(file)):
-                        if word not in kept and _telling(word):
-                            known.setdefault(word, f"<{case}/{role}>")
+                for word in _words_of(Path(file), self._below) if file else ():
+                    if word not in kept and _telling(word):
+                        known.setdefault(word, f"<{case}/{role}>")
         return [
             # a short one may be part of another word
             (
@@ -77,14 +82,14 @@ class Redactor:
         ]
 
 
-def _words_of(path: Path) -> Iterator[str]:
-    """The path as it may be spelled, its parts, and all names below it."""
+def _words_of(path: Path, below: bool) -> Iterator[str]:
+    """The path as it may be spelled, its parts, and the names inside it."""
     for spelling in {str(path), os.path.abspath(path), os.path.realpath(path)}:
         yield spelling
         yield from Path(spelling).parts
     yield path.name.split(".")[0]
-    below = ((folder, name) for folder, *both in os.walk(path) for names in both for name in names)
-    for folder, name in islice(below, _MOST_NAMES):
+    inside = ((folder, name) for folder, *both in os.walk(path) for names in both for name in names)
+    for folder, name in islice(inside, _MOST_NAMES if below else 0):
         yield from (os.path.join(folder, name), name, name.split(".")[0])
 
 
@@ -96,25 +101,40 @@ def _telling(word: str) -> bool:
 
 
 class LogFormatter(logging.Formatter):
-    """One line for a record, whatever is in it; tracebacks keep theirs. Paths are redacted."""
+    """One line for a record, whatever is in it; tracebacks keep theirs. Paths are redacted.
 
-    def __init__(self, redact: Redactor) -> None:
+    Args:
+        redact: for warnings and errors.
+        quickly: for everything else, which need not look into every folder of scans.
+    """
+
+    def __init__(
+        self, redact: Callable[[str], str], quickly: Callable[[str], str] | None = None
+    ) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
         self._redact = redact
+        self._quickly = quickly or redact
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The record without its traceback."""
-        record.message = self._redact(printable(record.message))
+        redact = self._redact if record.levelno >= logging.WARNING else self._quickly
+        record.message = redact(printable(record.message))
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:
-        """The traceback: our code as it is, the words of the error escaped and redacted."""
+        """The traceback: lines of code as they are, the words of the error on one line."""
+        traceback = TracebackException(*ei)
+        linked: list[TracebackException | None] = [traceback]
+        for one in linked:  # grows while it is gone through
+            if one is not None:
+                one.__notes__ = [printable(note) for note in one.__notes__ or ()]
+                linked += [one.__cause__, one.__context__]
         lines = []
-        for piece in TracebackException(*ei).format():
+        for piece in traceback.format():
             # frames are code, and the words between linked errors are Python's
             if not piece.startswith(('  File "', "\nThe above exc", "\nDuring handling")):
-                piece = self._redact(printable(piece.rstrip("\n"))) + "\n"
-            lines.append(piece)
+                piece = printable(piece.rstrip("\n")) + "\n"
+            lines.append(self._redact(piece))
         return "".join(lines).rstrip("\n")
 
 
@@ -144,3 +164,12 @@ def _public(value: Any, key: str) -> Any:
 def case_files(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str | None]]:
     """Files by case and role, of a batch's rows in a rule's parameters."""
     return {str(row["name"]): {role: row.get(role) for role in ("image", "label")} for row in rows}
+
+
+def private_files(run: str | os.PathLike[str], batch: str = "*") -> dict[str, dict[str, str]]:
+    """Files by case and role, of a run or of one batch, as its private folder has them."""
+    cases: dict[str, dict[str, str]] = {}
+    for path in sorted(Path(run, PRIVATE).glob(f"{batch}.json")):
+        if path.name != STUDY:
+            cases |= json.loads(path.read_text(encoding="utf-8"))
+    return cases

@@ -14,7 +14,7 @@ import pandas as pd
 from xaiclip.data.footprint import checksum
 from xaiclip.errors import ConfigError
 from xaiclip.files import files_sha256, load_arrays, sha256
-from xaiclip.privacy import PRIVATE
+from xaiclip.privacy import PRIVATE, STUDY, private_files
 
 ROOT = Path(__file__).parents[2]
 #: What is made without a model: it can be made again in minutes. Patterns below the run's folder.
@@ -31,20 +31,14 @@ GIVEN = (
 )
 
 
-def private_files(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
-    """What the run keeps to itself: its study (configuration, files of weights), files of cases.
+def study_of(folder: Path) -> dict[str, Any]:
+    """The configuration and the files of weights that the run keeps to itself.
 
-    Both are empty where the private folder is not there, as in a published run.
+    Empty where the private folder is not there, as in a published run.
     """
-    study: dict[str, Any] = {}
-    cases: dict[str, dict[str, str]] = {}
-    for path in sorted((folder / PRIVATE).glob("*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if path.name == "study.json":
-            study = content
-        else:
-            cases |= content
-    return study, cases
+    path = folder / PRIVATE / STUDY
+    study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return study
 
 
 def checked_sums(folder: Path, provenance: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
@@ -57,7 +51,7 @@ def checked_sums(folder: Path, provenance: Mapping[str, Any]) -> Iterator[tuple[
     Yields:
         What was compared, and what is wrong with it; None if nothing is.
     """
-    study, cases = private_files(folder)
+    study, cases = study_of(folder), private_files(folder)
     for case, roles in provenance["data"].items():
         for role, wanted in roles.items():
             file = cases.get(case, {}).get(role)
