@@ -348,7 +348,22 @@ def test_nothing_is_left_out_of_the_undisturbed_study(study):
     assert len(list(study.results.glob("figures/*.png"))) == 3
 
 
-ERRORS = (MemoryError(), KeyError("x"), RecursionError(), OSError(5, "I/O"), AssertionError())
+class Mute(RuntimeError):
+    """An error whose own words raise another one."""
+
+    def __str__(self):
+        raise ValueError
+
+
+ERRORS = (
+    Mute(),
+    SystemExit(0),
+    MemoryError(),
+    KeyError("x"),
+    RecursionError(),
+    OSError(5, "I/O"),
+    AssertionError(),
+)
 
 
 @pytest.mark.parametrize(

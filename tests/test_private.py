@@ -6,8 +6,8 @@ One run through Snakemake; everything below is looked up in it.
 import gzip
 import io
 import json
+import os
 import re
-import shutil
 import stat
 import subprocess
 import sys
@@ -260,5 +260,26 @@ def test_a_scan_that_is_written_again_reruns_its_batch(study, tmp_path):
     one.write_bytes(one.read_bytes())
     assert planned(directory, *arguments)["slices"] == 1
     # as it was, to the nanosecond
-    shutil.os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert "slices" not in planned(directory, *arguments)
+
+
+def test_a_scan_dated_in_the_future_is_read_once(study):
+    """On a disk that nobody may write to, its time cannot be mended."""
+    directory, scans = study
+    arguments = ("--configfile", str(directory / "study.yaml"))
+    os.utime(scans / "c1.nii.gz", (4e9, 4e9))
+    assert planned(directory, *arguments)["slices"] == 1
+    snakemake(directory, *arguments, "--until", "slices")
+    assert (directory / "results/x/slices/test-a.npz").exists()
+    assert "slices" not in planned(directory, *arguments)
+
+
+def test_weights_dated_in_the_future_are_refused_in_a_sentence(study):
+    directory, scans = study
+    os.utime(scans / "DOE_JANE.safetensors", (4e9, 4e9))
+    arguments = ("--configfile", str(directory / "study.yaml"), "--dry-run")
+    output = snakemake(directory, *arguments, check=False)
+    assert "is dated in the future (2096-10-02" in output
+    assert "Traceback" not in output
+    os.utime(scans / "DOE_JANE.safetensors")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from traceback import TracebackException
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def left_out(
     except CaseError as error:
         reason = error.reason
         _log.warning("%s: %s", _words(case, slice, organ), reason)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a user's own code may call sys.exit
         if isinstance(error, ConfigError | StorageError) or _of_the_machine(error):
             raise
         reason = f"{UNEXPECTED}{type(error).__name__}; the log of the stage has the details."
@@ -131,7 +132,8 @@ def refuse_broken(done: int, skips: Iterable[Skip], what: str, probe: Callable[[
     try:
         probe()
     except Exception as error:
-        words = printable(f"{type(error).__name__}: {error}")[:300].rstrip(".")
+        words = f"{type(error).__name__}: {TracebackException.from_exception(error)}"
+        words = printable(words)[:300].rstrip(".")
         raise ConfigError(
             f"{what} fails on a plain test image as on every slice ({words}): mend it; the log has "
             "the traceback."
@@ -144,9 +146,10 @@ def _words(case: str, slice: int | None, organ: str | None) -> str:
     return ", ".join(part for part in parts if part is not None)
 
 
-def _of_the_machine(error: Exception) -> bool:
+def _of_the_machine(error: BaseException) -> bool:
     """Whether the disk is full or the GPU is lost: whatever comes next would fail as well."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    lost = type(error).__name__ == "AcceleratorError" or str(error).startswith("CUDA error")
-    return lost and "out of memory" not in str(error)
+    words = str(TracebackException.from_exception(error))  # whatever its own __str__ does
+    lost = type(error).__name__ == "AcceleratorError" or words.startswith("CUDA error")
+    return lost and "out of memory" not in words
