@@ -1,5 +1,6 @@
 # The study as the configuration tells it: cases, batches, and helpers that every stage uses.
 import hashlib
+import os
 import re
 import sys
 from dataclasses import asdict
@@ -125,6 +126,10 @@ try:
     completed = complete(config)
     config.clear()
     config.update(completed)
+    if config[
+        "umask"
+    ]:  # of all files and folders; jobs inherit it, on a cluster by reading this
+        os.umask(int(config["umask"], 8))
     RUN = config["run"]
     SOURCE = config["data"]["source"]
     DOWNLOADS = config["downloads"]

@@ -1,4 +1,62 @@
 # Raw volumes → slices → preprocessed slices.
+from xaiclip.data.footprint import reading_mb, stamp
+from xaiclip.files import check_date
+
+
+def files_from_outside():
+    """Input files that no rule makes: weights, and what published cases are prepared from."""
+    yield from FOREIGN["clip"] + FOREIGN["sam"]
+    yield from (
+        [config["localizer"]["weights"]] if config["localizer"]["weights"] else []
+    )
+    if SOURCE in DATASETS:
+        if Path(source_path()).is_dir():
+            yield from (file for name in CASES for file in sources_of(name))
+        else:
+            yield source_path()
+
+
+try:
+    for file in files_from_outside():
+        check_date(file)
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+
+def made_files(wildcards):
+    """Volumes of a batch that the workflow makes, as input files.
+
+    The user's own scans stand among the parameters instead, with their sizes and times: Snakemake
+    compares only the time of a folder, and removes the results of a scan dated in the future.
+    """
+    return [] if SOURCE == "sheet" else raw_files(wildcards)
+
+
+def scan_stamps(wildcards):
+    """What the user's own scans of a batch look like on disk, by case."""
+    if SOURCE != "sheet":
+        return {}
+    return {
+        case.name: stamp(path for path in (case.image, case.label) if path)
+        for case in MEMBERS.get(wildcards.batch, [])
+    }
+
+
+def slices_mb(wildcards, attempt):
+    """Memory of reading a batch's largest scan; a header may not be there yet, or not tell."""
+    images = [case.image for case in MEMBERS.get(wildcards.batch, [])]
+    policy = config["data"]["slices"][wildcards.batch.split("-")[0]]
+    return attempt * max(
+        4000 if SOURCE in DATASETS else 2000, reading_mb(images, policy)
+    )
+
+
+def case_facts(wildcards):
+    """A batch's cases for stages that read no scan: what may be published."""
+    return [
+        {"name": case.name, "modality": case.modality}
+        for case in MEMBERS.get(wildcards.batch, [])
+    ]
 
 
 rule phantom:
@@ -29,17 +87,18 @@ rule phantom:
 
 rule slices:
     input:
-        raw_files,
+        made_files,
     output:
         slices="results/{run}/slices/{batch}.npz",
         checksums="results/{run}/slices/{batch}.json",
+        files="results/{run}/private/{batch}.json",
     log:
         "results/{run}/logs/slices/{batch}.log",
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: slices_mb(wildcards, attempt),
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         cfg=lambda w: {
             "cases": case_rows(w),
@@ -49,6 +108,7 @@ rule slices:
             "percentiles": config["data"]["percentiles"],
             "slices": config["data"]["slices"][w.batch.split("-")[0]],
         },
+        scans=scan_stamps,
         code=code("slices.py"),
     message:
         "Slices of batch {wildcards.batch}"
@@ -67,7 +127,7 @@ rule preprocess:
         "../envs/data.yaml"
     threads: 2
     resources:
-        mem_mb=1000,
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
         runtime=30,
     params:
         cfg=config["preprocess"],

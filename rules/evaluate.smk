@@ -19,7 +19,7 @@ rule evaluate_localizer:
         cfg=lambda w: {
             "variant": w.variant,
             "classes": config["classes"],
-            "cases": case_rows(w),
+            "cases": case_facts(w),
         },
         code=code("evaluate_localizer.py"),
     message:
@@ -42,7 +42,7 @@ rule evaluate_segmenter:
         mem_mb=1000,
         runtime=30,
     params:
-        cfg=lambda w: {"organs": ORGANS, "cases": case_rows(w)},
+        cfg=lambda w: {"organs": ORGANS, "cases": case_facts(w)},
         code=code("evaluate_segmenter.py"),
     message:
         "Dice and IoU of the segmenter, batch {wildcards.batch}"
@@ -96,21 +96,37 @@ rule metrics:
         "../scripts/metrics.py"
 
 
+# What each stage left out.
+SKIPS = [
+    "slices/{batch}.npz",
+    "preprocessed/{batch}.npz",
+    *(f"localization/{variant}/{{batch}}.npz" for variant in VARIANTS),
+    *(f"metrics/parts/localizer/{variant}_{{batch}}.npz" for variant in VARIANTS),
+    "roi/{batch}.npz",
+    "segmentation/{batch}.npz",
+]
+
+
 rule skipped:
     input:
-        slices=expand(
-            "results/{run}/slices/{batch}.npz",
-            batch=(batches("train") if TRAINS else []) + batches("test"),
+        stages=expand(
+            [f"results/{{run}}/{file}" for file in SKIPS],
+            batch=batches("test"),
+            allow_missing=True,
+        )
+        + expand(
+            [f"results/{{run}}/{file}" for file in SKIPS[:2]],
+            batch=batches("train") if TRAINS else [],
             allow_missing=True,
         ),
-        roi=expand(
-            "results/{run}/roi/{batch}.npz", batch=batches("test"), allow_missing=True
-        ),
-        segmentation=expand(
-            "results/{run}/segmentation/{batch}.npz",
+        maps=expand(
+            "results/{run}/maps/.written/{method}_{guidance}_{batch}.json",
+            method=METHODS,
+            guidance=GUIDANCES,
             batch=batches("test"),
             allow_missing=True,
         ),
+        segmenter="results/{run}/metrics/segmenter.parquet",
         explanations="results/{run}/metrics/explanations.parquet",
     output:
         "results/{run}/skipped.tsv",

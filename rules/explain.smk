@@ -6,7 +6,7 @@ rule score:
         slices="results/{run}/slices/{batch}.npz",
         preprocessed="results/{run}/preprocessed/{batch}.npz",
         roi="results/{run}/roi/{batch}.npz",
-        foreign=FOREIGN["sam"],
+        foreign=lambda w: FOREIGN["sam"],
     output:
         scores="results/{run}/scores/{method}/{guidance}/{batch}.npz",
         table="results/{run}/scores/{method}/{guidance}/{batch}.parquet",
@@ -64,7 +64,7 @@ rule attribute:
             **method_settings(w),
             "organs": ORGANS,
             "prompt": config["explain"]["prompt"],
-            "cases": case_rows(w),
+            "cases": case_facts(w),
             "seed": seed_of("explain", w.method),
         },
         code=lambda w: code("attribute.py", f"xaiclip.explain.{w.method}"),
@@ -79,7 +79,8 @@ rule maps:
         slices="results/{run}/slices/{batch}.npz",
         attributions="results/{run}/attributions/{method}/{guidance}/{batch}.npz",
     output:
-        "results/{run}/maps/.written/{method}_{guidance}_{batch}.txt",
+        written="results/{run}/maps/.written/{method}_{guidance}_{batch}.txt",
+        skips="results/{run}/maps/.written/{method}_{guidance}_{batch}.json",
     log:
         "results/{run}/logs/maps/{method}_{guidance}_{batch}.log",
     conda:

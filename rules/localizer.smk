@@ -1,4 +1,5 @@
 # Training the localizer; probability maps; ROI masks and boxes.
+# Inputs of the user's own are functions: Snakemake's report shows others as they are, with their paths.
 TRAINED = (
     "results/{run}/localizer/{variant}/localizer.safetensors"
     if TRAINS
@@ -15,7 +16,7 @@ if TRAINS:
                 batch=batches("train"),
                 allow_missing=True,
             ),
-            foreign=FOREIGN["clip"],
+            foreign=lambda w: FOREIGN["clip"],
         output:
             weights="results/{run}/localizer/{variant}/localizer.safetensors",
             history="results/{run}/localizer/{variant}/training.csv",
@@ -54,8 +55,8 @@ if TRAINS:
 rule localize:
     input:
         slices="results/{run}/preprocessed/{batch}.npz",
-        weights=TRAINED,
-        foreign=FOREIGN["clip"],
+        weights=lambda w: expand(TRAINED, variant=w.variant, run=w.run)[0],
+        foreign=lambda w: FOREIGN["clip"],
     output:
         "results/{run}/localization/{variant}/{batch}.npz",
     log:

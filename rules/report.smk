@@ -298,11 +298,13 @@ rule provenance:
             batch=(batches("train") if TRAINS else []) + batches("test"),
             allow_missing=True,
         ),
-        weights=expand(TRAINED, variant=["text"], allow_missing=True)
-        + FOREIGN["clip"]
-        + FOREIGN["sam"],
+        # functions: Snakemake's report shows what stands here as it is, and paths are private
+        localizer=lambda w: expand(TRAINED, variant="text", run=w.run),
+        backbone=lambda w: FOREIGN["clip"],
+        segmenter=lambda w: FOREIGN["sam"],
     output:
         "results/{run}/provenance.json",
+        private="results/{run}/private/study.json",
     log:
         "results/{run}/logs/provenance.log",
     localrule: True
@@ -314,6 +316,7 @@ rule provenance:
     params:
         cfg=config,
         shipped={model: shipped(model) for model in ("clip", "sam")},
+        factory=FACTORY,
         scripts={
             name: code(
                 name,

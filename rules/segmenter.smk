@@ -6,7 +6,7 @@ rule segment:
         slices="results/{run}/slices/{batch}.npz",
         preprocessed="results/{run}/preprocessed/{batch}.npz",
         roi="results/{run}/roi/{batch}.npz",
-        foreign=FOREIGN["sam"],
+        foreign=lambda w: FOREIGN["sam"],
     output:
         "results/{run}/segmentation/{batch}.npz",
     log:
@@ -31,8 +31,8 @@ rule segment:
 
 rule cost:
     input:
-        localizer=expand(TRAINED, variant="text", allow_missing=True),
-        foreign=FOREIGN["clip"] + FOREIGN["sam"],
+        localizer=lambda w: expand(TRAINED, variant="text", run=w.run),
+        foreign=lambda w: FOREIGN["clip"] + FOREIGN["sam"],
     output:
         "results/{run}/cost.json",
     log:

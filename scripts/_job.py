@@ -7,10 +7,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from xaiclip.errors import CaseError, ConfigError, StorageError
 from xaiclip.lease import leased_gpu
+from xaiclip.privacy import LogFormatter, Redactor, case_files, private_files
 
 #: Limits that libraries read when they are loaded.
 THREADS = (
@@ -26,6 +28,8 @@ THREADS = (
 def job(snakemake: Any) -> Iterator[logging.Logger]:
     """Log to the rule's log file and to stderr; end with one sentence where the input is wrong.
 
+    Logs lie among the results: they name a case's files by case and role, not by their paths.
+
     Libraries get as many threads as Snakemake granted, and a job that runs models has one GPU to
     itself. Import libraries inside the block: they read both when they are loaded.
     """
@@ -37,13 +41,11 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
         logging.raiseExceptions = False
         with suppress(OSError):
             handlers.append(logging.FileHandler(str(snakemake.log[0]), mode="w", encoding="utf-8"))
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=handlers,
-        force=True,
-    )
+    formatter = LogFormatter(redactor(snakemake), redactor(snakemake, below=False))
+    for handler in handlers:
+        handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    logging.captureWarnings(True)
     log = logging.getLogger("xaiclip")
     try:
         with leased_gpu() if _wants_gpu(snakemake) else nullcontext() as gpu:
@@ -55,7 +57,24 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
         sys.exit(1)
     except Exception:
         log.exception("rule %s failed", snakemake.rule)
-        raise
+        sys.exit(1)
+
+
+def redactor(snakemake: Any, below: bool = True) -> Redactor:
+    """What takes the paths of the job's cases out of words; of all cases, if it has no batch."""
+    cfg = getattr(snakemake.params, "cfg", None)
+    rows = cfg.get("cases") if isinstance(cfg, dict) else None
+    files: dict[str, Any] = case_files(
+        row for row in rows or () if isinstance(row, dict) and "image" in row
+    )
+    outputs = [Path(str(one)) for one in (*getattr(snakemake, "output", ()), *snakemake.log)]
+    batch = getattr(getattr(snakemake, "wildcards", None), "batch", None)
+    folders = (folder for one in outputs for folder in one.parents)
+    run = next((folder for folder in folders if folder.parent.name == "results"), None)
+    if not files and run is not None:
+        with suppress(OSError, ValueError):
+            files = private_files(run, batch or "*")
+    return Redactor(files, keep=outputs, below=below and batch is not None)
 
 
 def _wants_gpu(snakemake: Any) -> bool:

@@ -8,6 +8,7 @@ with job(snakemake) as log:
 
     from xaiclip.data.slices import load_slices
     from xaiclip.device import set_threads
+    from xaiclip.errors import left_out
     from xaiclip.evaluate.rows import GUIDANCES, explanation_rows, unreached
     from xaiclip.evaluate.schema import EXPLANATIONS, write_table
     from xaiclip.explain.attribution import save_attributions, to_canonical_mask
@@ -17,41 +18,53 @@ with job(snakemake) as log:
 
     cfg = snakemake.params.cfg
     set_threads(snakemake.threads)
-    slices, left_out = load_slices(snakemake.input.slices)
+    slices, missing = load_slices(snakemake.input.slices)
     scores, skips = load_scores(snakemake.input.scores)
     segmented, _ = load_arrays(snakemake.input.segmentation)
     _, localization = load_arrays(snakemake.input.localization)
     cost = json.loads(Path(snakemake.input.cost).read_text())
     done = {(one.case, one.slice): one for one in scores}
     maps, rows = [], []
-    for item in slices:
-        one = done.get((item.case, item.index))
-        attributions, seconds = attribute_slice(one) if one else ([], 0.0)
-        maps += [(item.case, item.index, attribution) for attribution in attributions]
-        rows += explanation_rows(
+
+    def rows_of(item, one, skips, attributions=(), seconds=0.0):
+        """The rows of a slice, explained or not."""
+        shown = cfg["organs"] if attributions else ()
+        return explanation_rows(
             item,
             one,
             attributions,
-            [s for s in skips if (s.case, s.slice) == (item.case, item.index)],
+            skips,
             organs=cfg["organs"],
             method=cfg["method"],
             guidance=cfg["guidance"],
             prompt=cfg["prompt"],
             seed=cfg["seed"],
             segmented={
-                organ: segmented.get(f"{item.key}/{organ}/{cfg['prompt']}")
-                for organ in cfg["organs"]
+                organ: segmented.get(f"{item.key}/{organ}/{cfg['prompt']}") for organ in shown
             },
             reference={
                 organ: None
                 if item.label is None
                 else to_canonical_mask(item.label == 1 + cfg["organs"].index(organ))
-                for organ in cfg["organs"]
+                for organ in shown
             },
             seconds_aggregate=seconds,
             seconds_roi=localization["seconds"].get(item.key),
             cost=cost,
         )
+
+    for item in slices:
+        one = done.get((item.case, item.index))
+        earlier = [s for s in skips if (s.case, s.slice) == (item.case, item.index)]
+        failed, attributions = [], []
+        with left_out(failed, item.case, "attribute", item.index):
+            if one:
+                attributions, seconds = attribute_slice(one)
+                rows += rows_of(item, one, earlier, attributions, seconds)
+        if failed or not one:
+            rows += rows_of(item, None, earlier + failed)
+        else:
+            maps += [(item.case, item.index, attribution) for attribution in attributions]
     guidance, source = GUIDANCES[cfg["guidance"]]
     rows += [
         {
@@ -62,7 +75,7 @@ with job(snakemake) as log:
             "roi_source": source,
             "primary": True,
         }
-        for case in unreached(cfg["cases"], slices, left_out)
+        for case in unreached(cfg["cases"], slices, missing)
         for organ in cfg["organs"]
     ]
     log.info("%d maps", len(maps))

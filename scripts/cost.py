@@ -31,8 +31,12 @@ with job(snakemake) as log:
         "decode": asdict(forward.decode),
         "decoded_organs": len(organs),
         "localizer": asdict(localizer_cost(localizer)),
+        "backbone": {
+            "fingerprint": localizer.backbone.fingerprint,
+            "revision": getattr(localizer.backbone, "revision", None),
+        },
         "device": str(segmenter.device),
         "precision": segmenter.precision,
     }
-    log.info("GFLOPs: %s", cost)
+    log.info("GFLOPs: %s", {key: cost[key] for key in ("encode", "decode", "localizer")})
     write_json(snakemake.output[0], cost)

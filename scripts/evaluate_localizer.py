@@ -5,16 +5,20 @@ from _job import job
 with job(snakemake) as log:
     import numpy as np
 
+    from xaiclip.errors import left_out, whole
     from xaiclip.evaluate.localization import PooledAuc, localizer_scores
     from xaiclip.evaluate.schema import LOCALIZER, write_table
-    from xaiclip.files import load_arrays, save_arrays
+    from xaiclip.files import load_arrays, load_skips, save_arrays
     from xaiclip.preprocess import load_preprocessed
 
     cfg = snakemake.params.cfg
     modality = {case["name"]: case["modality"] for case in cfg["cases"]}
     maps, _ = load_arrays(snakemake.input.localization)
-    rows, pooled = [], PooledAuc(cfg["classes"])
+    rows, skips = [], whole(load_skips(snakemake.input.localization))
+    pooled = PooledAuc(cfg["classes"])
     for piece in load_preprocessed(snakemake.input.preprocessed):
+        if piece.key not in maps:
+            continue
         common = {
             "case": piece.case,
             "slice": piece.index,
@@ -27,12 +31,27 @@ with job(snakemake) as log:
                 for name in cfg["classes"]
             ]
             continue
-        prob = maps[piece.key].astype(np.float32)
-        rows += [{**common, **row} for row in localizer_scores(prob, piece.label, cfg["classes"])]
-        pooled.update(prob, piece.label)
+        with left_out(skips, piece.case, "evaluate_localizer", piece.index):
+            prob = maps[piece.key].astype(np.float32)
+            scores = localizer_scores(prob, piece.label, cfg["classes"])
+            pooled.update(prob, piece.label)
+            rows += [{**common, **row} for row in scores]
     for row in rows:
         if "skipped" not in row and not row["n_pixels"]:
             row["skipped"] = "the reference lacks this class in the slice"
+    rows += [
+        {
+            "case": skip.case,
+            "slice": skip.slice,
+            "variant": cfg["variant"],
+            "modality": modality[skip.case],
+            "class": name,
+            "skipped": skip.reason,
+        }
+        for skip in skips
+        for name in cfg["classes"]
+    ]
     log.info("%d rows", len(rows))
     write_table(snakemake.output.rows, rows, LOCALIZER)
-    save_arrays(snakemake.output.pooled, {"counts": pooled.counts}, {"classes": cfg["classes"]})
+    meta = {"classes": cfg["classes"], "skips": [skip.to_dict() for skip in skips]}
+    save_arrays(snakemake.output.pooled, {"counts": pooled.counts}, meta)

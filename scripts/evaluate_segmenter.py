@@ -4,21 +4,48 @@ from _job import job
 
 with job(snakemake) as log:
     from xaiclip.data.slices import load_slices
+    from xaiclip.errors import left_out, whole
     from xaiclip.evaluate.overlap import dice, iou, surface_distances
     from xaiclip.evaluate.rows import unreached
     from xaiclip.evaluate.schema import SEGMENTER, write_table
-    from xaiclip.files import load_arrays
+    from xaiclip.files import load_arrays, load_skips
 
     cfg = snakemake.params.cfg
     classes = ["background", *cfg["organs"]]
     masks, _ = load_arrays(snakemake.input.segmentation)
-    slices, left_out = load_slices(snakemake.input.slices)
+    slices, missing = load_slices(snakemake.input.slices)
     rows = [
         {**case, "organ": organ, "prompt": prompt}
-        for case in unreached(cfg["cases"], slices, left_out)
+        for case in unreached(cfg["cases"], slices, missing)
         for organ in cfg["organs"]
         for prompt in ("roi", "reference")
     ]
+    unsegmented = {
+        (skip.case, skip.slice): skip.reason
+        for skip in whole(load_skips(snakemake.input.segmentation))
+    }
+
+    def measured(item, organ, mask):
+        """The columns of one organ's mask."""
+        if (item.case, item.index) in unsegmented:
+            return {"skipped": unsegmented[item.case, item.index]}
+        if item.label is None:
+            return {"skipped": "the case has no reference label"}
+        reference = item.label == classes.index(organ)
+        found = {"n_pixels_reference": int(reference.sum())}
+        if not reference.any():
+            return {**found, "skipped": "the reference lacks this organ in the slice"}
+        if mask is None:
+            # a localizer that misses an organ costs the segmenter its whole Dice
+            return {**found, "dice": 0.0, "iou": 0.0, "n_pixels": 0}
+        return {
+            **found,
+            "n_pixels": int(mask.sum()),
+            "dice": dice(mask, reference),
+            "iou": iou(mask, reference),
+            **surface_distances(mask, reference, item.spacing),
+        }
+
     for item in slices:
         for organ in cfg["organs"]:
             for prompt in ("roi", "reference"):
@@ -30,24 +57,11 @@ with job(snakemake) as log:
                     "roi_source": "localizer" if prompt == "roi" else "reference",
                     "modality": item.modality,
                 }
+                skips = []
+                with left_out(skips, item.case, "evaluate_segmenter", item.index, organ):
+                    row |= measured(item, organ, masks.get(f"{item.key}/{organ}/{prompt}"))
+                for skip in skips:
+                    row["skipped"] = skip.reason
                 rows.append(row)
-                mask = masks.get(f"{item.key}/{organ}/{prompt}")
-                if item.label is None:
-                    row["skipped"] = "the case has no reference label"
-                    continue
-                reference = item.label == classes.index(organ)
-                row["n_pixels_reference"] = int(reference.sum())
-                if not reference.any():
-                    row["skipped"] = "the reference lacks this organ in the slice"
-                elif mask is None:
-                    # a localizer that misses an organ costs the segmenter its whole Dice
-                    row |= {"dice": 0.0, "iou": 0.0, "n_pixels": 0}
-                else:
-                    row |= {
-                        "n_pixels": int(mask.sum()),
-                        "dice": dice(mask, reference),
-                        "iou": iou(mask, reference),
-                        **surface_distances(mask, reference, item.spacing),
-                    }
     log.info("%d rows", len(rows))
     write_table(snakemake.output.rows, rows, SEGMENTER)

@@ -9,10 +9,10 @@ with job(snakemake) as log:
     import numpy as np
 
     from xaiclip.device import choose_device, set_threads
-    from xaiclip.errors import ConfigError
-    from xaiclip.files import save_arrays
+    from xaiclip.errors import ConfigError, left_out, refuse_broken, whole
+    from xaiclip.files import load_skips, save_arrays
     from xaiclip.localizer.backbone import BackboneSettings
-    from xaiclip.localizer.model import load_localizer, predict
+    from xaiclip.localizer.model import SIZE, load_localizer, predict
     from xaiclip.preprocess import load_preprocessed
 
     cfg = snakemake.params.cfg
@@ -25,10 +25,15 @@ with job(snakemake) as log:
             "set 'classes' to these, or train another localizer."
         )
     localizer = localizer.to(choose_device(cfg["device"]))
-    maps, seconds = {}, {}
+    maps, seconds, skips = {}, {}, whole(load_skips(snakemake.input.slices))
     for piece in load_preprocessed(snakemake.input.slices):
-        start = time.perf_counter()
-        maps[piece.key] = predict(localizer, piece.image[None])[0].astype(np.float16)
-        seconds[piece.key] = time.perf_counter() - start
+        with left_out(skips, piece.case, "localize", piece.index):
+            start = time.perf_counter()
+            found = predict(localizer, piece.image[None])[0].astype(np.float16)
+            seconds[piece.key] = time.perf_counter() - start
+            maps[piece.key] = found
+    plain = np.full((1, SIZE, SIZE), 100, np.uint8)
+    refuse_broken(len(maps), skips, "The localizer", lambda: predict(localizer, plain))
     log.info("%d slices", len(maps))
-    save_arrays(snakemake.output[0], maps, {"seconds": seconds, "classes": cfg["classes"]})
+    meta = {"seconds": seconds, "classes": cfg["classes"]}
+    save_arrays(snakemake.output[0], maps, {**meta, "skips": [skip.to_dict() for skip in skips]})

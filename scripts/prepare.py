@@ -6,20 +6,18 @@ with job(snakemake) as log:
     import importlib
     from pathlib import Path
 
-    from xaiclip.errors import CaseError
+    from xaiclip.errors import left_out
     from xaiclip.files import write_text
 
     cfg = snakemake.params.cfg
     adapter = importlib.import_module(f"xaiclip.data.{cfg['dataset']}")
     image = Path(snakemake.output.image)
     label = Path(snakemake.output.label) if cfg["labelled"] else None
-    problem = ""
-    try:
+    skips = []
+    with left_out(skips, cfg["case"], "prepare"):
         adapter.prepare(cfg["case"], Path(cfg["source"]), image, label)
-    except CaseError as error:
-        problem = str(error)
-        log.warning("%s: %s", cfg["case"], problem)
+    if skips:
         for volume in (image, label):  # never read: the problem is
             if volume is not None:
                 volume.write_bytes(b"")
-    write_text(snakemake.output.problem, problem)
+    write_text(snakemake.output.problem, skips[0].reason if skips else "")

@@ -7,6 +7,8 @@ with job(snakemake) as log:
     from xaiclip.preprocess import PreprocessSettings, preprocess_slices, save_preprocessed
 
     slices, _ = load_slices(snakemake.input[0])
-    done = preprocess_slices(slices, PreprocessSettings(**snakemake.params.cfg), snakemake.threads)
+    settings = PreprocessSettings(**snakemake.params.cfg)
+    skips = []
+    done = preprocess_slices(slices, settings, snakemake.threads, skips)
     log.info("%d slices", len(done))
-    save_preprocessed(snakemake.output[0], done)
+    save_preprocessed(snakemake.output[0], done, skips)

@@ -4,12 +4,14 @@ from _job import job
 
 with job(snakemake):
     import json
+    import os
     import platform
     import subprocess
     from importlib.metadata import PackageNotFoundError, version
     from pathlib import Path
 
-    from xaiclip.files import sha256, write_json
+    from xaiclip.files import files_sha256, sha256, write_json
+    from xaiclip.privacy import public
 
     cfg = snakemake.params.cfg
     root = Path(snakemake.scriptdir).parent
@@ -28,7 +30,19 @@ with job(snakemake):
 
     changes = git("status", "--porcelain", "--untracked-files=no")
     cost = json.loads(Path(snakemake.input.cost).read_text())
-    weights = {str(path): sha256(path) for path in snakemake.input.weights} | {
+    # by role: where the files lie, and what they are called, is private
+    files = {role: snakemake.input.get(role) for role in ("localizer", "backbone", "segmenter")}
+    files = {
+        role: [paths] if isinstance(paths, str) else list(paths or ())
+        for role, paths in files.items()
+    }
+    weights = {
+        role: sha256(paths[0])
+        if len(paths) == 1
+        else files_sha256(paths, os.path.commonpath(paths))
+        for role, paths in files.items()
+        if paths
+    } | {
         f"resources/compact/{model}.safetensors": checksum
         for model, checksum in snakemake.params.shipped.items()
         if checksum
@@ -55,9 +69,22 @@ with job(snakemake):
             "device": cost["device"],
             "precision": cost["precision"],
             "weights": weights,
+            # of all weights that were loaded, from wherever: a hub gives no file to name
+            "backbone": cost["backbone"],
+            "factory": snakemake.params.factory,
             "code": snakemake.params.scripts,
             "data": data,
             "tables": {Path(path).name: sha256(path) for path in snakemake.input.tables},
-            "config": cfg,
+            "config": public(cfg),
         },
+    )
+    write_json(
+        snakemake.output.private,
+        {
+            "config": cfg,
+            "weights": {
+                role: [os.path.abspath(path) for path in paths] for role, paths in files.items()
+            },
+        },
+        private=True,
     )

@@ -4,20 +4,24 @@ from _job import job
 
 with job(snakemake) as log:
     from xaiclip.data.slices import load_slices
-    from xaiclip.files import load_arrays
+    from xaiclip.errors import left_out, whole
+    from xaiclip.files import load_arrays, load_skips
     from xaiclip.preprocess import Letterbox
-    from xaiclip.roi import RoiSettings, rois_of, save_rois
+    from xaiclip.roi import STAGE, RoiSettings, rois_of, save_rois
 
     cfg = snakemake.params.cfg
     slices, _ = load_slices(snakemake.input.slices)
     probabilities, _ = load_arrays(snakemake.input.localization)
     settings = RoiSettings(**cfg["roi"])
-    rois, skips = {}, []
+    rois, skips = {}, whole(load_skips(snakemake.input.localization))
     for item in slices:
-        maps = probabilities[item.key]
-        letterbox = Letterbox.fit(item.image.shape, maps.shape[-1])
-        rois[item.key], left_out = rois_of(item, maps, letterbox, cfg["classes"], settings)
-        skips += left_out
-    for skip in skips:
-        log.warning("%s, %s: %s", skip.case, skip.organ, skip.reason)
+        if item.key not in probabilities:
+            continue
+        with left_out(skips, item.case, STAGE, item.index):
+            maps = probabilities[item.key]
+            letterbox = Letterbox.fit(item.image.shape, maps.shape[-1])
+            rois[item.key], empty = rois_of(item, maps, letterbox, cfg["classes"], settings)
+            for skip in empty:
+                log.warning("%s, %s: %s", skip.case, skip.organ, skip.reason)
+            skips += empty
     save_rois(snakemake.output[0], rois, skips)

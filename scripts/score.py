@@ -5,7 +5,8 @@ from _job import job
 with job(snakemake) as log:
     from xaiclip.data.slices import load_slices
     from xaiclip.device import set_threads
-    from xaiclip.explain.runner import Run, Target, score_batch
+    from xaiclip.errors import left_out, whole
+    from xaiclip.explain.runner import STAGE, Run, Target, score_batch
     from xaiclip.explain.store import save_frame, save_scores
     from xaiclip.preprocess import load_preprocessed
     from xaiclip.roi import SOURCES_OF_GUIDANCE, SOURCES_OF_PROMPT, load_rois
@@ -14,30 +15,35 @@ with job(snakemake) as log:
     cfg = snakemake.params.cfg
     set_threads(snakemake.threads)
     slices, _ = load_slices(snakemake.input.slices)
-    rois, _ = load_rois(snakemake.input.roi)
+    rois, earlier = load_rois(snakemake.input.roi)
     enhanced = {piece.key: piece for piece in load_preprocessed(snakemake.input.preprocessed)}
     source = SOURCES_OF_GUIDANCE[cfg["guidance"]]
     prompt = SOURCES_OF_PROMPT[cfg["prompt"]]
-    targets = []
-    for item in slices:
+    targets, skips = [], whole(earlier)
+
+    def target(item):
+        """What is explained of a slice."""
         of_organ = {organ: rois[item.key][organ] for organ in cfg["organs"]}
         image = item.image
         if cfg["segmenter"]["input"] == "preprocessed":
             image = enhanced[item.key].on_slice_grid()
-        targets.append(
-            Target(
-                case=item.case,
-                slice=item.index,
-                image=image,
-                boxes={o: r[prompt].box if prompt in r else None for o, r in of_organ.items()},
-                rois=(
-                    {organ: r[source].mask for organ, r in of_organ.items() if source in r}
-                    if source
-                    else None
-                ),
-                guidance=cfg["guidance"],
-            )
+        return Target(
+            case=item.case,
+            slice=item.index,
+            image=image,
+            boxes={o: r[prompt].box if prompt in r else None for o, r in of_organ.items()},
+            rois=(
+                {organ: r[source].mask for organ, r in of_organ.items() if source in r}
+                if source
+                else None
+            ),
+            guidance=cfg["guidance"],
         )
+
+    for item in slices:
+        if item.key in rois:
+            with left_out(skips, item.case, STAGE, item.index):
+                targets.append(target(item))
     segmenter = load_segmenter(cfg["segmenter"], cfg["device"], cfg["precision"])
     run = Run(
         cfg["method"],
@@ -47,6 +53,6 @@ with job(snakemake) as log:
         cfg["batch_size"],
         cfg["seed"],
     )
-    scores, skips = score_batch(segmenter, targets, run)
-    save_scores(snakemake.output.scores, scores, skips)
+    scores, missing = score_batch(segmenter, targets, run)
+    save_scores(snakemake.output.scores, scores, skips + missing)
     save_frame(snakemake.output.table, scores)

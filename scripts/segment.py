@@ -5,41 +5,57 @@ from _job import job
 with job(snakemake) as log:
     from xaiclip.data.slices import load_slices
     from xaiclip.device import set_threads
-    from xaiclip.errors import Skip
+    from xaiclip.errors import Skip, left_out, refuse_broken, whole
     from xaiclip.files import save_arrays
     from xaiclip.preprocess import load_preprocessed
     from xaiclip.roi import SOURCES_OF_PROMPT, load_rois
     from xaiclip.segmenters.loading import load_segmenter
-    from xaiclip.segmenters.predict import segment_slice
+    from xaiclip.segmenters.predict import plain_slice, segment_slice
 
     cfg = snakemake.params.cfg
     set_threads(snakemake.threads)
     segmenter = load_segmenter(cfg["segmenter"], cfg["device"], cfg["precision"])
     slices, _ = load_slices(snakemake.input.slices)
-    rois, _ = load_rois(snakemake.input.roi)
+    rois, skips = load_rois(snakemake.input.roi)
     enhanced = {piece.key: piece for piece in load_preprocessed(snakemake.input.preprocessed)}
-    masks, skips = {}, []
-    for item in slices:
+    masks, done, skips = {}, 0, whole(skips)
+
+    def segmented(item):
+        """The masks of a slice by organ and prompt, and the organs that have none."""
         image = item.image
         if cfg["segmenter"]["input"] == "preprocessed":
             image = enhanced[item.key].on_slice_grid()
+        found, without = {}, []
         for prompt, source in SOURCES_OF_PROMPT.items():
             boxes = {
                 organ: rois[item.key][organ][source].box
                 for organ in cfg["organs"]
                 if source in rois[item.key][organ]
             }
-            found = segment_slice(segmenter, image, boxes)
-            masks |= {f"{item.key}/{organ}/{prompt}": mask for organ, mask in found.items()}
-            skips += [
+            of_organ = segment_slice(segmenter, image, boxes)
+            found |= {f"{item.key}/{organ}/{prompt}": mask for organ, mask in of_organ.items()}
+            without += [
                 Skip(item.case, "segment", f"no {prompt} box: the ROI is empty", item.index, organ)
                 for organ in cfg["organs"]
                 if boxes.get(organ) is None and prompt == "roi"
             ]
-            skips += [
+            without += [
                 Skip(item.case, "segment", f"empty prediction ({prompt} box)", item.index, organ)
-                for organ, mask in found.items()
+                for organ, mask in of_organ.items()
                 if not mask.any()
             ]
-    log.info("%d masks in %d slices", len(masks), len(slices))
+        return found, without
+
+    for item in slices:
+        if item.key not in rois:
+            continue
+        with left_out(skips, item.case, "segment", item.index):
+            found, without = segmented(item)
+            masks |= found
+            skips += without
+            done += 1
+    image, _, box = plain_slice()
+    boxes = dict.fromkeys(cfg["organs"], box)
+    refuse_broken(done, skips, "The segmenter", lambda: segment_slice(segmenter, image, boxes))
+    log.info("%d masks in %d slices", len(masks), done)
     save_arrays(snakemake.output[0], masks, {"skips": [skip.to_dict() for skip in skips]})

@@ -3,15 +3,19 @@
 from _job import job
 
 with job(snakemake) as log:
+    import json
+    from pathlib import Path
+
     import pandas as pd
     import pyarrow.compute as pc
 
-    from xaiclip.errors import Skip
-    from xaiclip.files import atomic, load_meta
+    from xaiclip.errors import UNEXPECTED, Skip
+    from xaiclip.files import atomic, load_skips
 
     inputs = snakemake.input
-    paths = (*inputs.slices, *inputs.roi, *inputs.segmentation)
-    skips = [Skip(**skip) for path in paths for skip in load_meta(path)["skips"]]
+    skips = [skip for path in inputs.stages for skip in load_skips(path)]
+    for path in inputs.maps:
+        skips += [Skip(**skip) for skip in json.loads(Path(path).read_text(encoding="utf-8"))]
     # a row without a slice stands for a case that the slices' own skips tell of
     rows = pd.read_parquet(
         inputs.explanations,
@@ -27,6 +31,18 @@ with job(snakemake) as log:
             row.organ,
         )
         for row in rows.itertuples()
+    ]
+    # of the segmenter's rows, what the stages before it do not tell of
+    told = {(skip.case, skip.slice) for skip in skips if skip.organ is None}
+    rows = pd.read_parquet(
+        inputs.segmenter,
+        columns=["case", "slice", "organ", "skipped"],
+        filters=pc.starts_with(pc.field("skipped"), UNEXPECTED) & pc.field("slice").is_valid(),
+    )
+    skips += [
+        Skip(row.case, "evaluate_segmenter", row.skipped, int(row.slice), row.organ)
+        for row in rows.itertuples()
+        if (row.case, int(row.slice)) not in told
     ]
     columns = ["case", "slice", "organ", "stage", "reason"]
     table = pd.DataFrame([skip.to_dict() for skip in skips], columns=columns).drop_duplicates()

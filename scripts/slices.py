@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
-from _job import job
+from _job import job, redactor
 
 with job(snakemake) as log:
+    from dataclasses import replace
+
+    from xaiclip.data.footprint import checksum
     from xaiclip.data.sheet import Case
-    from xaiclip.data.slices import save_slices, take_slices
-    from xaiclip.files import tree_sha256, write_json
+    from xaiclip.data.slices import STAGE, save_slices, take_slices
+    from xaiclip.errors import left_out
+    from xaiclip.files import write_json
+    from xaiclip.privacy import case_files
 
     cfg = snakemake.params.cfg
     slices, skips = [], []
@@ -18,12 +23,29 @@ with job(snakemake) as log:
             row["name"], Path(row["image"]), label, row["modality"], row["split"], None, problem
         )
         settings = {key: cfg[key] for key in ("classes", "labels", "window", "percentiles")}
-        taken, left_out = take_slices(case, {**settings, **cfg["slices"]})
-        slices += taken
-        skips += left_out
-    for skip in skips:
-        log.warning("%s: %s", skip.case, skip.reason)
+        with left_out(skips, case.name, STAGE):
+            taken, missing = take_slices(case, {**settings, **cfg["slices"]})
+            slices += taken
+            for skip in missing:
+                log.warning("%s: %s", skip.case, skip.reason)
+            skips += missing
     log.info("%d slices of %d cases", len(slices), len(cfg["cases"]))
+    redact = redactor(snakemake)
+    skips = [replace(skip, reason=redact(skip.reason)) for skip in skips]
     save_slices(snakemake.output.slices, slices, skips)
-    files = [row[key] for row in cfg["cases"] for key in ("image", "label") if row[key]]
-    write_json(snakemake.output.checksums, {file: tree_sha256(file) for file in files})
+    files = case_files(cfg["cases"])
+    write_json(
+        snakemake.output.checksums,
+        {
+            case: {role: checksum(file) for role, file in roles.items() if file}
+            for case, roles in files.items()
+        },
+    )
+    write_json(
+        snakemake.output.files,
+        {
+            case: {role: str(Path(file).absolute()) for role, file in roles.items() if file}
+            for case, roles in files.items()
+        },
+        private=True,
+    )

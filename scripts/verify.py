@@ -12,8 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from xaiclip.files import write_json
+from xaiclip.privacy import PRIVATE
 from xaiclip.provenance import code_hash
-from xaiclip.verify import GIVEN, checked_sums, compared
+from xaiclip.verify import GIVEN, checked_sums, compared, study_of
 
 ROOT = Path(__file__).parents[1]
 RULES = (
@@ -40,8 +42,8 @@ def remade(folder, again, config):
             shutil.copytree(source, again / name, copy_function=_link)
         elif source.exists():
             _link(source, again / name)
-    overlay = again / "config.json"
-    overlay.write_text(json.dumps({**config, "run": again.name}), encoding="utf-8")
+    overlay = again / PRIVATE / "config.json"
+    write_json(overlay, {**config, "run": again.name}, private=True)
     names = [*TABLES, *(["savings"] if (folder / "tables" / "savings.csv").exists() else [])]
     targets = [f"results/{again.name}/tables/{name}.csv" for name in names]
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", ROOT / "Snakefile"]
@@ -66,12 +68,16 @@ def verify(folder):
     """What was checked, and what is wrong with it."""
     try:
         provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        config = provenance["config"]
+        study = study_of(folder)
         yield from checked_sums(folder, provenance)
         yield from same_code(provenance)
     except (OSError, ValueError, KeyError) as error:
         words = f"cannot be read ({error}); finish the run with this version"
         yield f"{folder}/provenance.json", words
+        return
+    if not study:
+        words = "cannot be made again: the folder 'private', with the configuration, is not here"
+        yield "metrics and tables", words
         return
     again = folder.parent / f"verify-{folder.name}"
     try:
@@ -80,7 +86,7 @@ def verify(folder):
         yield str(again), "is there, perhaps from a check that was cut off; remove it"
         return
     try:
-        if problem := remade(folder, again, config):
+        if problem := remade(folder, again, study["config"]):
             yield "metrics and tables", problem
         yield from compared(folder, again)
     finally:

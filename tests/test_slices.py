@@ -181,7 +181,7 @@ def test_without_label_every_slice_with_content_is_taken(case):
     assert all(one.label is None for one in slices)
     assert skips == []
     _, (skip,) = take(unlabelled)
-    assert "image.nii.gz: has no label" in skip.reason
+    assert "image: has no label" in skip.reason
 
 
 def test_a_constant_slice_is_left_out(case):
@@ -204,16 +204,16 @@ def test_mr(case):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda case: case.image.unlink(), "image.nii.gz: there is no such file"),
-        (lambda case: case.image.write_bytes(b"x"), "image.nii.gz: not a readable NIfTI"),
-        (lambda case: case.label.write_bytes(b"x"), "label.nii.gz: not a readable NIfTI"),
+        (lambda case: case.image.unlink(), "image: there is no such file"),
+        (lambda case: case.image.write_bytes(b"x"), "image: not a readable NIfTI"),
+        (lambda case: case.label.write_bytes(b"x"), "label: not a readable NIfTI"),
         (
             lambda case: nib.save(nib.Nifti1Image(np.ones((20, 16, 5)), LPS), case.label),
-            "label.nii.gz: its grid (20, 16, 5) differs",
+            "label: its grid (20, 16, 5) differs",
         ),
         (
             lambda case: nib.save(nib.Nifti1Image(np.full((20, 16, 12), 99.0), LPS), case.label),
-            "label.nii.gz: holds the label ids 99",
+            "label: holds the label ids 99",
         ),
         (
             lambda case: nib.save(nib.Nifti1Image(np.zeros((20, 16, 12)), LPS), case.label),

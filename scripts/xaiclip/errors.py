@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from traceback import TracebackException
 
 _log = logging.getLogger(__name__)
+
+#: How the reason begins of what nobody foresaw.
+UNEXPECTED = "unexpected: "
+
+
+def printable(text: object) -> str:
+    r"""Text on one line: what is not printable stands as its escape (``\n``, ``\x1b``).
+
+    Names and headers of other people's files may hold line breaks, or codes that steer a terminal.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 class ConfigError(ValueError):
@@ -26,13 +39,14 @@ class CaseError(ValueError):
     for whoever gave the file; what is published has the reason alone.
 
     Attributes:
-        reason: a sentence about the file (or the organ), which it does not name, with the cure.
+        reason: a sentence about the file (or the organ), which it does not name, with the cure;
+            on one line (`printable`).
         file: the file it is about; None where there is none.
     """
 
     def __init__(self, reason: str, file: str | os.PathLike[str] | None = None) -> None:
-        super().__init__(reason if file is None else f"{file}: {reason}")
-        self.reason = reason
+        self.reason = printable(reason)
+        super().__init__(self.reason if file is None else f"{printable(file)}: {self.reason}")
         self.file = None if file is None else Path(file)
 
 
@@ -72,19 +86,70 @@ def left_out(
 ) -> Iterator[None]:
     """What goes wrong in the block costs this case (slice, organ) alone: it is added to ``skips``.
 
-    That holds for what nobody foresaw, too, whose traceback goes to the log, and for a machine
-    without memory left. A wrong configuration and a disk that cannot be written to end the job.
+    That holds for what nobody foresaw, too, whose traceback goes to the log, and for a case that
+    memory does not hold. A wrong configuration, a disk that cannot be written to and a GPU that
+    broke down are nobody's case: they end the job.
     """
     try:
         yield
-    except (ConfigError, StorageError):
-        raise
     except CaseError as error:
-        _log.warning("%s: %s", case, error.reason)
         reason = error.reason
-    except Exception as error:
-        _log.exception("%s: unexpected", case)
-        reason = f"unexpected: {type(error).__name__}; the log of the stage has the details."
+        _log.warning("%s: %s", _words(case, slice, organ), reason)
+    except (Exception, SystemExit) as error:  # a user's own code may call sys.exit
+        if isinstance(error, ConfigError | StorageError) or _of_the_machine(error):
+            raise
+        reason = f"{UNEXPECTED}{type(error).__name__}; the log of the stage has the details."
+        if isinstance(error, MemoryError):
+            reason = f"{UNEXPECTED}it does not fit into memory; give the job more."
+        _log.exception("%s: unexpected, left out", _words(case, slice, organ))
     else:
         return
     skips.append(Skip(case, stage, reason, slice, organ))
+
+
+def whole(skips: Iterable[Skip]) -> list[Skip]:
+    """The slices that a stage left out: the stages after it know nothing else of them."""
+    return [skip for skip in skips if skip.slice is not None and skip.organ is None]
+
+
+def refuse_broken(done: int, skips: Iterable[Skip], what: str, probe: Callable[[], object]) -> None:
+    """Refuse a model that works on nothing: it is not the cases that are wrong.
+
+    Where a job finished no slice at all and met what nobody foresaw, ``probe`` gives the model a
+    plain image. If that goes well, the cases are to blame, and stay left out.
+
+    Args:
+        done: slices that the job finished.
+        skips: what it left out.
+        what: the model's part in the sentence.
+        probe: calls the model.
+
+    Raises:
+        ConfigError: ``probe`` fails as well; one sentence.
+    """
+    if done or not any(skip.reason.startswith(UNEXPECTED) for skip in skips):
+        return
+    try:
+        probe()
+    except Exception as error:
+        words = f"{type(error).__name__}: {TracebackException.from_exception(error)}"
+        words = printable(words)[:300].rstrip(".")
+        raise ConfigError(
+            f"{what} fails on a plain test image as on every slice ({words}): mend it; the log has "
+            "the traceback."
+        ) from error
+
+
+def _words(case: str, slice: int | None, organ: str | None) -> str:
+    """What was left out, for the log."""
+    parts = (case, None if slice is None else f"slice {slice}", organ)
+    return ", ".join(part for part in parts if part is not None)
+
+
+def _of_the_machine(error: BaseException) -> bool:
+    """Whether the disk is full or the GPU is lost: whatever comes next would fail as well."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    words = str(TracebackException.from_exception(error))  # whatever its own __str__ does
+    lost = type(error).__name__ == "AcceleratorError" or words.startswith("CUDA error")
+    return lost and "out of memory" not in words

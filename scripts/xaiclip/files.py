@@ -6,19 +6,24 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xaiclip.errors import ConfigError, StorageError
+from xaiclip.errors import ConfigError, Skip, StorageError
 
 #: How the names of files begin that are being written; those that a killed job left, too.
 TEMPORARY = ".tmp-"
+#: A larger file is no scan and no model: reading it for its checksum would take hours.
+MAX_DIGEST = 2**38
 _META = "__meta__"
 _FULL = (
     "cannot be written: the disk is full, or your quota of it. Free some space and run again; "
@@ -41,11 +46,12 @@ _STORAGE = {
 
 
 @contextmanager
-def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic(path: str | os.PathLike[str], private: bool = False) -> Iterator[Path]:
     """Give a temporary name beside ``path``; move it into place only if the block succeeds.
 
     The temporary name keeps the suffixes of ``path``, for writers that choose a format by them.
-    A reader therefore sees the old file or the whole new one, never a part.
+    A reader therefore sees the old file or the whole new one, never a part. A ``private`` file,
+    and the folder that it is in, are for their owner alone.
 
     Raises:
         StorageError: the disk is full, or the folder may not be written to.
@@ -54,14 +60,16 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if private:
+            path.parent.chmod(0o700)
         handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix="-" + path.name, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        # mkstemp makes private files; results are for the whole group, as the umask says
+        # mkstemp makes private files; results are for whom the umask says
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o600 if private else 0o666 & ~umask)
         os.replace(temporary, path)
     except Exception as error:
         if sentence := _storage_sentence(error, path):
@@ -99,15 +107,36 @@ def _storage_sentence(error: BaseException | None, path: Path) -> str | None:
     return None
 
 
+def check_date(path: str | os.PathLike[str]) -> None:
+    """Refuse a file dated in the future: Snakemake would remove what is made of it, every time.
+
+    Raises:
+        ConfigError: its time is more than a few seconds ahead of the clock.
+    """
+    try:
+        ahead = os.stat(path).st_mtime - time.time()
+    except OSError:  # not there yet
+        return
+    if ahead > 10:
+        date = datetime.fromtimestamp(os.stat(path).st_mtime).isoformat(" ", "minutes")
+        raise ConfigError(
+            f"'{path}' is dated in the future ({date}): `touch` it, or a copy of it where you may "
+            "write; or correct the clock."
+        )
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write JSON atomically, indented, with a final newline."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: str | os.PathLike[str], value: Any, private: bool = False) -> None:
+    """Write JSON atomically, indented, with a final newline; ``private`` as for `atomic`."""
+    with atomic(path, private) as temporary:
+        # a file's name may hold bytes that are no text
+        text = json.dumps(value, indent=2, ensure_ascii=private)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def save_arrays(
@@ -140,9 +169,25 @@ def load_meta(path: str | os.PathLike[str]) -> Any:
         return json.loads(stored[_META].tobytes().decode())
 
 
+def load_skips(path: str | os.PathLike[str]) -> list[Skip]:
+    """What a stage left out, as its `save_arrays` file has it."""
+    return [Skip(**skip) for skip in load_meta(path)["skips"]]
+
+
 def digest(path: str | os.PathLike[str], kind: str) -> str:
-    """Hexadecimal ``sha256`` or ``md5`` of a file's content."""
-    with open(path, "rb") as stream:
+    """Hexadecimal ``sha256`` or ``md5`` of a file's content.
+
+    Raises:
+        ConfigError: it is no regular file (reading a device or a pipe may never end), or larger
+            than `MAX_DIGEST`.
+    """
+    # a pipe that nobody writes to would hold up the opening itself
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+        found = os.fstat(stream.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ConfigError(f"'{path}' is not a regular file; give one.")
+        if found.st_size > MAX_DIGEST:
+            raise ConfigError(f"'{path}' has {found.st_size / 2**30:.0f} GiB; give a smaller file.")
         return hashlib.file_digest(stream, kind).hexdigest()
 
 
@@ -156,10 +201,16 @@ def tree_sha256(path: str | os.PathLike[str]) -> str:
     path = Path(path)
     if not path.is_dir():
         return sha256(path)
+    return files_sha256((file for file in path.rglob("*") if file.is_file()), path)
+
+
+def files_sha256(files: Iterable[str | os.PathLike[str]], folder: str | os.PathLike[str]) -> str:
+    """SHA-256 of files' contents and of their names below ``folder``, in whatever order."""
     total = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            total.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
+    for name, file in sorted(
+        (Path(os.path.relpath(file, folder)).as_posix(), file) for file in files
+    ):
+        total.update(os.fsencode(name) + f"\0{sha256(file)}\n".encode())
     return total.hexdigest()
 
 

@@ -12,10 +12,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from xaiclip.errors import Skip, left_out
 from xaiclip.files import load_arrays, save_arrays
 
 if TYPE_CHECKING:
     from xaiclip.data.slices import Slice
+
+STAGE = "preprocess"
 
 
 @dataclass(frozen=True)
@@ -186,38 +189,52 @@ def preprocess(
 
 
 def preprocess_slices(
-    slices: Sequence[Slice], settings: PreprocessSettings = PreprocessSettings(), threads: int = 1
+    slices: Sequence[Slice],
+    settings: PreprocessSettings = PreprocessSettings(),
+    threads: int = 1,
+    skips: list[Skip] | None = None,
 ) -> list[Preprocessed]:
-    """Preprocess slices side by side; OpenCV frees Python's lock, so threads are enough."""
+    """Preprocess slices side by side; OpenCV frees Python's lock, so threads are enough.
 
-    def one(item: Slice) -> Preprocessed:
-        image, letterbox = preprocess(item.image, settings)
-        # the padding is background, which is known
-        label = None if item.label is None else letterbox.apply(item.label, nearest=True)
-        return Preprocessed(item.case, item.index, image, label, letterbox)
+    A slice that fails is left out, and added to ``skips``.
+    """
+    missing: list[Skip] = []
+
+    def one(item: Slice) -> Preprocessed | None:
+        with left_out(missing, item.case, STAGE, item.index):
+            image, letterbox = preprocess(item.image, settings)
+            # the padding is background, which is known
+            label = None if item.label is None else letterbox.apply(item.label, nearest=True)
+            return Preprocessed(item.case, item.index, image, label, letterbox)
+        return None
 
     with ThreadPoolExecutor(max(1, threads)) as executor:
-        return list(executor.map(one, slices))
+        done = [piece for piece in executor.map(one, slices) if piece is not None]
+    if skips is not None:  # in the order of the slices, whichever thread was first
+        skips += sorted(missing, key=lambda skip: (skip.case, skip.slice or 0))
+    return done
 
 
-def save_preprocessed(path: str | os.PathLike[str], pieces: Sequence[Preprocessed]) -> None:
+def save_preprocessed(
+    path: str | os.PathLike[str], pieces: Sequence[Preprocessed], skips: Sequence[Skip] = ()
+) -> None:
     """Write a batch to one .npz file."""
-    arrays, meta = {}, []
+    arrays, rows = {}, []
     for piece in pieces:
         arrays[f"{piece.key}/image"] = piece.image
         if piece.label is not None:
             arrays[f"{piece.key}/label"] = piece.label
-        meta.append(
+        rows.append(
             {"case": piece.case, "index": piece.index, "letterbox": asdict(piece.letterbox)}
         )
-    save_arrays(path, arrays, meta)
+    save_arrays(path, arrays, {"slices": rows, "skips": [skip.to_dict() for skip in skips]})
 
 
 def load_preprocessed(path: str | os.PathLike[str]) -> list[Preprocessed]:
     """Read what `save_preprocessed` wrote."""
     arrays, meta = load_arrays(path)
     pieces = []
-    for row in meta:
+    for row in meta["slices"]:
         key = f"{row['case']}/{row['index']}"
         box = row["letterbox"]
         letterbox = Letterbox(tuple(box.pop("shape")), **box)

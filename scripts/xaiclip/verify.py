@@ -11,40 +11,88 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from xaiclip.files import load_arrays, tree_sha256
+from xaiclip.data.footprint import checksum
+from xaiclip.errors import ConfigError
+from xaiclip.files import files_sha256, load_arrays, sha256
+from xaiclip.privacy import PRIVATE, STUDY, private_files
 
+ROOT = Path(__file__).parents[2]
 #: What is made without a model: it can be made again in minutes. Patterns below the run's folder.
 AGAIN = (
     *("slices/*.npz", "slices/*.json", "preprocessed/test-*.npz", "roi/*.npz"),
     *("attributions/*/*/*.npz", "metrics/parts/*/*", "metrics/*.parquet"),
     *("skipped.tsv", "tables/*.csv"),
 )
+_MISSING = "is missing"
+_UNKNOWN = f"cannot be found: the run's folder '{PRIVATE}', which tells where it is, is not here"
 #: What takes a model, or is somebody's: taken as it is.
-GIVEN = ("raw", "localizer", "localization", "segmentation", "scores", "cost.json")
+GIVEN = (
+    *("raw", "localizer", "localization", "segmentation", "scores", "maps/.written", "cost.json"),
+)
+
+
+def study_of(folder: Path) -> dict[str, Any]:
+    """The configuration and the files of weights that the run keeps to itself.
+
+    Empty where the private folder is not there, as in a published run.
+    """
+    path = folder / PRIVATE / STUDY
+    study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return study
 
 
 def checked_sums(folder: Path, provenance: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
     """Inputs, weights and tables against the checksums in the provenance.
 
     Args:
-        folder: of the run.
+        folder: of the run; its private files tell where the inputs lie.
         provenance: what its ``provenance.json`` holds.
 
     Yields:
         What was compared, and what is wrong with it; None if nothing is.
     """
-    for kind, files in (
-        ("data", provenance["data"]),
-        ("weights", provenance["weights"]),
-        ("table", {str(folder / "tables" / k): v for k, v in provenance["tables"].items()}),
-    ):
-        for file, wanted in files.items():
-            if not os.path.exists(file):
-                yield f"{kind} {file}", "is missing"
-            else:
-                found = tree_sha256(file)
-                wrong = f"has SHA-256 {found[:12]}…, not {wanted[:12]}…"
-                yield f"{kind} {file}", None if found == wanted else wrong
+    study, cases = study_of(folder), private_files(folder)
+    for case, roles in provenance["data"].items():
+        for role, wanted in roles.items():
+            file = cases.get(case, {}).get(role)
+            # what could not be read then has no checksum
+            found = _scan(file) if file else _UNKNOWN
+            yield f"data {case}/{role}", _difference(found, wanted)
+    for name, wanted in provenance["weights"].items():
+        if name.startswith("resources/"):
+            files = [str(ROOT / name)]
+        else:
+            files = study.get("weights", {}).get(name, [])
+        yield f"weights {name}", _difference(_weights(files) if files else _UNKNOWN, wanted)
+    for name, wanted in provenance["tables"].items():
+        path = folder / "tables" / name
+        yield f"table {name}", _difference(_weights([str(path)]), wanted)
+
+
+def _difference(found: str | None, wanted: str | None) -> str | None:
+    """What is wrong, if anything: ``found`` is a checksum, or words that stand for none."""
+    if found == wanted:
+        return None
+    if found is None:
+        return "cannot be read"
+    if len(found) != 64:
+        return found
+    return f"has SHA-256 {found[:12]}…, not {str(wanted)[:12]}…"
+
+
+def _scan(file: str) -> str | None:
+    return checksum(file) if os.path.exists(file) else _MISSING
+
+
+def _weights(files: list[str]) -> str | None:
+    if not all(os.path.exists(file) for file in files):
+        return _MISSING
+    try:
+        return (
+            sha256(files[0]) if len(files) == 1 else files_sha256(files, os.path.commonpath(files))
+        )
+    except (OSError, ConfigError):
+        return "is no file that can be read"
 
 
 def compared(folder: Path, again: Path) -> Iterator[tuple[str, str | None]]:

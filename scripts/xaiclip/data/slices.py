@@ -165,7 +165,7 @@ def take_slices(case: Case, settings: Mapping[str, Any]) -> tuple[list[Slice], l
         except CaseError as error:
             raise CaseError(error.reason, case.image) from None
     except CaseError as error:
-        return [], [Skip(case.name, STAGE, str(error))]
+        return [], [Skip(case.name, STAGE, f"{_role(case, error)}: {error.reason}")]
     if case.modality == "CT":
         window = settings["window"]
         grey = window_ct(image.array[:, :, chosen], window["level"], window["width"])
@@ -177,11 +177,11 @@ def take_slices(case: Case, settings: Mapping[str, Any]) -> tuple[list[Slice], l
         pixels = display(grey[:, :, position])
         classes = None if labels is None else display(labels[:, :, index])
         if pixels.min() == pixels.max():
-            reason = f"{case.image}: axial slice {index} is constant after windowing"
+            reason = f"image: axial slice {index} is constant after windowing"
             skips.append(Skip(case.name, STAGE, f"{reason}; choose another slice.", index))
             continue
         if classes is not None and not classes.any():
-            reason = f"{case.image}: axial slice {index} holds none of the wanted organs"
+            reason = f"label: axial slice {index} holds none of the wanted organs"
             cure = "choose another slice, or the policy 'middle_labelled'."
             skips.append(Skip(case.name, STAGE, f"{reason}; {cure}", index))
             continue
@@ -192,6 +192,13 @@ def take_slices(case: Case, settings: Mapping[str, Any]) -> tuple[list[Slice], l
                 skips.append(Skip(case.name, STAGE, reason, index, organ))
         slices.append(Slice(case.name, index, case.modality, pixels, classes, image.geometry))
     return slices, skips
+
+
+def _role(case: Case, error: CaseError) -> str:
+    """Which of a case's files an error is about: its path may hold a patient's name."""
+    if case.label is None or error.file is None:
+        return "image"
+    return "label" if case.label in (error.file, *error.file.parents) else "image"
 
 
 def restore_slices(stack: Mapping[int, NDArray[Any]], source: Slice) -> nib.Nifti1Image:

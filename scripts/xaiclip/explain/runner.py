@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from xaiclip.errors import CaseError, Skip
+from xaiclip.errors import Skip, left_out, refuse_broken
 from xaiclip.explain import engine, method, refine
 from xaiclip.explain.attribution import Attribution, to_canonical_image, to_canonical_mask
 from xaiclip.explain.plan import Context
 from xaiclip.explain.store import SliceScores
 from xaiclip.explain.values import explained
 from xaiclip.segmenters.base import Prompts
+from xaiclip.segmenters.predict import plain_slice
 
 if TYPE_CHECKING:
     from xaiclip.explain.engine import ScoreTable
@@ -165,6 +166,9 @@ def score_batch(
     """Score slices one after the other; one that cannot be explained is left out with its reason.
 
     Logs the rate and the time that is left.
+
+    Raises:
+        ConfigError: nothing can be explained, not even a plain image.
     """
     done: list[SliceScores] = []
     skips: list[Skip] = []
@@ -173,11 +177,10 @@ def score_batch(
     run = replace(run, batch_size=batch)
     start = time.perf_counter()
     for number, target in enumerate(targets, 1):
-        try:
-            scores, left_out = score_slice(segmenter, target, run)
-        except CaseError as error:
-            scores, left_out = None, [_skip(target, None, str(error))]
-        skips += left_out
+        scores = None
+        with left_out(skips, target.case, STAGE, target.slice):
+            scores, without = score_slice(segmenter, target, run)
+            skips += without
         if scores is None:
             _log.warning("%s/%d %s: left out", target.case, target.slice, run.method)
             continue
@@ -195,7 +198,18 @@ def score_batch(
             forwards / elapsed,
             elapsed / number * (len(targets) - number),
         )
+    if targets:
+        probe = _plain_target(targets[0])
+        what = f"The segmenter under '{run.method}'"
+        refuse_broken(len(done), skips, what, lambda: score_slice(segmenter, probe, run))
     return done, skips
+
+
+def _plain_target(like: Target) -> Target:
+    """A plain image with the organs and the guidance of another target."""
+    image, disk, box = plain_slice()
+    rois = None if like.rois is None else dict.fromkeys(like.boxes, disk)
+    return Target("plain", 0, image, dict.fromkeys(like.boxes, box), rois, like.guidance)
 
 
 def attribute_slice(scores: SliceScores) -> tuple[list[Attribution], float]:

@@ -65,7 +65,7 @@ def _always(name: str, data: Callable[[Sources, Settings], Any]) -> Draw:
             try:
                 return draw(data(sources, settings))
             except CaseError as error:
-                return style.sentence_figure(name.replace("_", " ").capitalize(), str(error))
+                return style.sentence_figure(name.replace("_", " ").capitalize(), error.reason)
 
     return drawn
 

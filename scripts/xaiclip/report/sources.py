@@ -70,8 +70,19 @@ def sources_of(paths: Iterable[str | Path], root: str | Path) -> dict[str, Path]
 
 
 def all_slices(sources: Sources) -> list[Slice]:
-    """Every slice of the batch."""
-    return load_slices(sources["slices"])[0]
+    """The slices of the batch that every stage behind the figure has finished."""
+    slices = load_slices(sources["slices"])[0]
+    for key, path in sources.items():
+        if key == "preprocessed":
+            finished = {f"{row['case']}/{row['index']}" for row in _Stored(path).meta["slices"]}
+        elif key.startswith("localization/"):
+            finished = set(_Stored(path).meta["seconds"])
+        elif key == "roi":
+            finished = set(_Stored(path).meta["slices"])
+        else:
+            continue
+        slices = [item for item in slices if item.key in finished]
+    return slices
 
 
 def shown_slices(sources: Sources, settings: Settings) -> list[Slice]:

@@ -25,3 +25,10 @@ def segment_slice(
     embedding = segmenter.encode(segmenter.prepare(image)[None])
     masks = to_mask(decode(segmenter, embedding, prompts)[0], shape).cpu().numpy()
     return dict(zip(given, masks, strict=True))
+
+
+def plain_slice() -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.float32]]:
+    """A slice that any model should take: a bright disk, uint8 (256, 256), its mask and box."""
+    rows, columns = np.mgrid[:256, :256]
+    disk = np.hypot(rows - 120, columns - 136) < 50
+    return np.where(disk, 180, 60).astype(np.uint8), disk, np.array([81, 65, 191, 175], np.float32)
