@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from xaiclip.errors import CaseError
 
-#: A larger volume is refused before any memory is taken: 8 times a 512 × 512 × 1000 CT.
-MAX_VOXELS = 2**31
+#: The largest scan that is read: 512 × 512 × 2048.
+MAX_VOXELS = 2**29
+#: Its voxels as they are stored, bytes: 512 × 512 × 1024 of double precision.
+MAX_BYTES = 2**31
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,44 @@ class Volume:
     path: Path
 
 
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """What a reader found: voxels in the file's order, and where they lie as far as it says.
+
+    Attributes:
+        array: (X, Y, Z), in fewer or more axes where the others are of length 1.
+        affine: (4, 4) from voxel indices to RAS, mm; None where the file tells no directions.
+        spacing: mm; None where it tells none.
+        shown: whether it is a picture, whose first axis runs to the right of whoever looks at it,
+            and whose second axis runs down.
+        warnings: sentences about what looks wrong, which do not name the file.
+    """
+
+    array: NDArray[Any]
+    affine: NDArray[np.float64] | None
+    spacing: tuple[float, ...] | None = None
+    shown: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+def lps_affine(
+    directions: NDArray[np.float64], spacing: Sequence[float], origin: Sequence[float]
+) -> NDArray[np.float64]:
+    """The affine (4, 4) to RAS, mm, of an image whose header counts from LPS, as ITK's do.
+
+    Args:
+        directions: (n, n), one axis in each column; n = 2 is a slice across z. Of more than three
+            axes the first three count.
+        spacing: (n,), mm.
+        origin: (n,), mm.
+    """
+    count = min(len(directions), 3)
+    affine = np.eye(4)
+    affine[:count, :count] = directions[:count, :count] * np.asarray(spacing)[:count]
+    affine[:count, 3] = np.asarray(origin)[:count]
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
 def display(plane: NDArray[Any]) -> NDArray[Any]:
     """A canonical axial plane (X, Y) as (H, W), as a radiologist sees it.
 
@@ -98,13 +138,31 @@ def check_shape(shape: Sequence[int], path: Path) -> None:
         raise CaseError(f"is a single slice ({times(shape)}); give a volume.", path)
 
 
-def check_size(shape: Sequence[int], itemsize: int, path: Path, most: int) -> None:
-    """A header must not make us take memory that its file cannot fill."""
-    voxels = int(np.prod(shape, dtype=object))
-    if min(shape) < 1 or voxels > MAX_VOXELS or voxels * itemsize > most:
+def check_size(shape: Sequence[int], itemsize: int, path: Path, most: int | None = None) -> None:
+    """A header must not make us take memory that its file cannot fill, or that nobody has.
+
+    Args:
+        shape: that the header claims.
+        itemsize: bytes of a voxel as stored.
+        path: the file.
+        most: bytes that the file can hold, uncompressed; None where that is unknown.
+
+    Raises:
+        CaseError: it claims more.
+    """
+    count = 1
+    for size in shape:
+        count *= int(size)
+    if min(shape) < 1 or (most is not None and count * itemsize > most):
         raise CaseError(
-            f"its header claims {times(shape)} voxels, more than the file can hold (or "
-            "than anyone scans); it is damaged or truncated, copy it again.",
+            f"its header claims {times(shape)} voxels, more than the file can hold; it is damaged "
+            "or truncated, copy it again.",
+            path,
+        )
+    if count > MAX_VOXELS or count * itemsize > MAX_BYTES:
+        raise CaseError(
+            f"its header claims {times(shape)} voxels of {itemsize} bytes, more than is read "
+            f"({MAX_BYTES // 2**20} MiB); crop it, or store it in 16 bits.",
             path,
         )
 
