@@ -113,7 +113,8 @@ rule skipped:
         ),
         explanations="results/{run}/metrics/explanations.parquet",
     output:
-        "results/{run}/skipped.tsv",
+        skipped="results/{run}/skipped.tsv",
+        warnings="results/{run}/warnings.tsv",
     log:
         "results/{run}/logs/skipped.log",
     localrule: True
@@ -125,6 +126,6 @@ rule skipped:
     params:
         code=code("skipped.py"),
     message:
-        "What was left out, and why"
+        "What was left out, and why; what looks wrong"
     script:
         "../scripts/skipped.py"

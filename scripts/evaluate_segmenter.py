@@ -47,7 +47,8 @@ with job(snakemake) as log:
                         "n_pixels": int(mask.sum()),
                         "dice": dice(mask, reference),
                         "iou": iou(mask, reference),
-                        **surface_distances(mask, reference, item.spacing),
                     }
+                    if item.geometry.measured:  # else there are no mm
+                        row |= surface_distances(mask, reference, item.spacing)
     log.info("%d rows", len(rows))
     write_table(snakemake.output.rows, rows, SEGMENTER)

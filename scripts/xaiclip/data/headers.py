@@ -76,7 +76,8 @@ def read_described(header: Header) -> Stored:
         raise
     except (ValueError, OSError, EOFError) as error:
         raise CaseError(f"damaged or truncated ({error}); copy it again.", path) from error
-    return Stored(voxels, header.affine, header.spacing)
+    # a slice that tells no directions lies as viewers show it
+    return Stored(voxels, header.affine, header.spacing, shown=len(header.shape) == 2)
 
 
 def _blocks(header: Header) -> Iterator[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from xaiclip.data import metaimage, nrrd
+from xaiclip.data import metaimage, nifti, nrrd
 from xaiclip.errors import CaseError
 
 
@@ -34,11 +34,5 @@ def _data_files(path: Path) -> list[Path]:
     if name.endswith((".nhdr", ".nrrd")):
         return nrrd.read_header(path).files
     if name.endswith((".hdr", ".img")):
-        return [file for file in pair_of(path) if file != path and file.is_file()]
+        return [file for file in nifti.pair_of(path) if file != path and file.is_file()]
     return []
-
-
-def pair_of(path: Path) -> tuple[Path, Path]:
-    """The header and the voxels of a ``.hdr`` / ``.img`` pair, of which ``path`` is one."""
-    header, voxels = (".HDR", ".IMG") if path.suffix.isupper() else (".hdr", ".img")
-    return path.with_suffix(header), path.with_suffix(voxels)
