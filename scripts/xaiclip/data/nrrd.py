@@ -197,13 +197,15 @@ def _place(
     sizes = np.linalg.norm(columns, axis=0)
     spacing = tuple(float(size) for size in sizes)
     signs = _SPACES.get(fields.get("space", "").lower().removesuffix("-time"))
-    if signs is None or len(columns) < 3:
+    if fields.get("spacedimension") in ("2", "4") and "space" not in fields:
+        signs = (1, 1, 1)  # as ITK writes them, for want of a name
+    if signs is None:
         return None, spacing
     if "spaceorigin" in fields:
         (origin,) = _vectors(fields["spaceorigin"])
     else:
         origin = [0.0] * len(columns)
-    turn = np.diag([*signs, *[1] * (len(columns) - 3)]).astype(np.float64)
+    turn = np.diag([*signs, 1][: len(columns)]).astype(np.float64)
     with np.errstate(all="ignore"):
         directions = turn @ columns / sizes
     return lps_affine(directions, spacing, turn @ np.array(origin)), spacing

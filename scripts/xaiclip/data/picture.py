@@ -49,11 +49,7 @@ def read_picture(path: Path, *, label: bool = False) -> Stored:
                 image: Image.Image = Image.open(stream, formats=_FORMATS)
                 check_shape(image.size, path)
                 if image.size[0] * image.size[1] > MAX_PIXELS:
-                    raise CaseError(
-                        f"its header claims {times(image.size)} pixels, more than a slice has; "
-                        "scale it down.",
-                        path,
-                    )
+                    raise Image.DecompressionBombError
                 if getattr(image, "n_frames", 1) != 1:
                     raise CaseError("has several pages; give one slice in each file.", path)
                 if (
@@ -66,6 +62,10 @@ def read_picture(path: Path, *, label: bool = False) -> Stored:
                 pixels = _grey(image, path, label)
         except CaseError:
             raise
+        except Image.DecompressionBombError as error:
+            raise CaseError(
+                "its header claims more pixels than a slice has; scale it down.", path
+            ) from error
         except Exception as error:  # a damaged picture raises nearly anything
             raise CaseError(
                 "damaged, truncated or not a picture of its name's format; save it again.", path

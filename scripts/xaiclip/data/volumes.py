@@ -96,14 +96,16 @@ def _geometry(
 ) -> tuple[Geometry, list[str]]:
     """Where a volume lies, and what looks wrong about it."""
     affine, spacing = stored.affine, stored.spacing
+    words = "its header does not tell where its axes lead"
     if affine is not None:
         affine = fit_plane(affine, stored.array.shape)
         check_affine(affine, path)
         if is_of_an_array(affine):
-            affine = spacing = None
+            affine = None
+            words = "its affine is the identity, which no scanner writes"
     if spacing is not None:
         spacing = (*spacing, 1.0, 1.0)[:3]
-        if not np.isfinite(spacing).all() or min(spacing) <= 0:
+        if not np.isfinite(spacing).all() or min(spacing) <= 0 or set(spacing) == {1.0}:
             spacing = None
     if affine is not None:
         warnings = []
@@ -116,8 +118,8 @@ def _geometry(
     codes = "LPS" if stored.shown else orientation
     if codes is None:
         raise CaseError(
-            "its header does not tell where its axes lead, so left and right are unknown; write "
-            "its geometry, or say it in 'data.orientation'.",
+            f"{words}, so left and right are unknown; write its geometry, or say in "
+            "'data.orientation' where its axes lead.",
             path,
         )
     affine = oriented_affine(codes, spacing or (1.0, 1.0, 1.0))
@@ -132,12 +134,7 @@ def _check_finite(array: NDArray[Any], path: Path) -> None:
 
 def _whole(array: NDArray[Any], path: Path) -> NDArray[Any]:
     """A label map in the smallest unsigned type; plane by plane, for it may be large."""
-    if (
-        min(
-            int(plane.min()) if plane.dtype.kind == "i" else float(plane.min()) for plane in array.T
-        )
-        < -0.5
-    ):
+    if min(float(plane.min()) for plane in array.T) < -0.5:
         raise CaseError("a label map must hold whole numbers ≥ 0; was it resampled?", path)
     largest = max(float(plane.max()) for plane in array.T)
     if largest >= MAX_LABEL:
