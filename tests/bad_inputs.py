@@ -196,7 +196,7 @@ def bomb(rng, folder):
 
 
 def one_slice(rng, folder):
-    """Of any plane, with or without the axis that it lacks, and some bytes of the header changed."""
+    """Of any plane, with or without the axis that it lacks; some bytes of the header changed."""
     shape = list(SHAPE)
     lacks = rng.integers(3)
     shape[lacks] = 1

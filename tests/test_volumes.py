@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nibabel.orientations import axcodes2ornt
+from scipy.spatial.transform import Rotation
 
 from xaiclip.data.geometry import Geometry, display
-from xaiclip.data.volumes import check_same_grid, read_volume, restore
+from xaiclip.data.volumes import check_same_grid, read_volume, restore, write_volume
 from xaiclip.errors import CaseError
 
 SHAPE = (5, 6, 7)
@@ -422,3 +423,64 @@ def test_grids_that_differ(tmp_path, change):
         check_same_grid(*pair(tmp_path, affine))
     with pytest.raises(CaseError, match=r"label\.nii: its grid \(5, 6, 6\) differs"):
         check_same_grid(*pair(tmp_path, RAS, VOXELS[..., :6]))
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, -1, 1), (-1, 1, 1)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (0.8, 0.8, 5)])
+@pytest.mark.parametrize("centred", [False, True])
+def test_the_geometry_of_an_array_is_not_taken_for_a_scanners(tmp_path, signs, sizes, centred):
+    """The origin at 0, or in the middle: what libraries write when nobody told them one."""
+    affine = np.diag([*(np.array(signs) * sizes), 1.0])
+    if centred:
+        affine[:3, 3] = -affine[:3, :3] @ ((np.array(SHAPE) - 1) / 2)
+    path = write(tmp_path / "scan.nii", VOXELS, affine)
+    if sizes == (1, 1, 1):
+        assert "identity" in sentence(path)
+        volume = read_volume(path, orientation="LPS")
+        np.testing.assert_array_equal(volume.array, VOXELS[::-1, ::-1])
+        assert not volume.geometry.measured
+    else:
+        assert "were they ever set?" in read_volume(path).warnings[0]
+        affine[1, 3] += 7.3
+        assert read_volume(write(path, VOXELS, affine)).warnings == ()
+
+
+def mm(path, index):
+    """Where a voxel lies, in RAS mm: by nibabel's choice, by either form, and by ITK's; None where
+    the file does not have the form, or is refused."""
+    image = nib.load(path)
+    places = [image.affine @ [*index, 1]]
+    for form in (image.get_sform, image.get_qform):
+        affine, code = form(coded=True)
+        places.append(affine @ [*index, 1] if code else None)
+    try:
+        itk = sitk.ReadImage(str(path)).TransformIndexToPhysicalPoint([int(k) for k in index])
+        places.append(np.array([-itk[0], -itk[1], itk[2], 1]))
+    except RuntimeError:
+        places.append(None)
+    return places
+
+
+SHEARED = np.array([[1.5, 0, 0.2, -20], [0, 2, 0.9, 30], [0, 0, 3, -40], [0, 0, 0, 1]])
+TURNED = np.eye(4)
+TURNED[:3, :3] = Rotation.from_euler("xyz", [20, 30, -10], degrees=True).as_matrix()
+
+
+@pytest.mark.parametrize(
+    ("affine", "sheared"),
+    [(RAS, False), (TURNED @ RAS, False), (SHEARED, True), (TURNED @ SHEARED, True)],
+)
+@pytest.mark.parametrize("way", ["map", "volume"])
+def test_what_we_write_lies_in_one_place_for_every_viewer(tmp_path, affine, sheared, way):
+    """ITK may refuse what is sheared, but not show it elsewhere."""
+    path = tmp_path / "out.nii.gz"
+    if way == "map":
+        nib.save(restore({3: np.ones((6, 5))}, Geometry(affine, SHAPE)), path)
+    else:
+        write_volume(path, VOXELS, affine)
+    for index in ((0, 0, 0), (4, 5, 6), (4, 0, 3)):
+        places = mm(path, index)
+        assert [place is None for place in places] == [False, False, sheared, sheared]
+        for place in places:
+            if place is not None:
+                np.testing.assert_allclose(place, affine @ [*index, 1], atol=1e-3)

@@ -97,24 +97,25 @@ def _geometry(
     """Where a volume lies, and what looks wrong about it."""
     affine, spacing = stored.affine, stored.spacing
     words = "its header does not tell where its axes lead"
+    warnings = []
     if affine is not None:
         affine = fit_plane(affine, stored.array.shape)
         check_affine(affine, path)
-        if is_of_an_array(affine):
-            affine = None
-            words = "its affine is the identity, which no scanner writes"
+        if is_of_an_array(affine, shape):
+            if np.allclose(np.abs(np.diag(affine)), 1, atol=1e-6):
+                affine = None
+                words = "its affine is the identity, which no scanner writes"
+            else:
+                warnings.append(
+                    "its axes and its origin are those of an array: were they ever set? Compare "
+                    "left and right in a viewer."
+                )
+    if affine is not None:
+        return Geometry(affine, shape), warnings
     if spacing is not None:
         spacing = (*spacing, 1.0, 1.0)[:3]
         if not np.isfinite(spacing).all() or min(spacing) <= 0 or set(spacing) == {1.0}:
             spacing = None
-    if affine is not None:
-        warnings = []
-        if not affine[:3, 3].any() and np.count_nonzero(affine) == 4:
-            warnings.append(
-                "its origin is 0 and its axes are those of an array: were they ever set? Compare "
-                "left and right in a viewer."
-            )
-        return Geometry(affine, shape), warnings
     codes = "LPS" if stored.shown else orientation
     if codes is None:
         raise CaseError(
