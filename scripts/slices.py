@@ -6,7 +6,7 @@ from _job import job
 
 with job(snakemake) as log:
     from xaiclip.data.sheet import Case
-    from xaiclip.data.slices import save_slices, take_slices
+    from xaiclip.data.slices import STAGE, save_slices, take_slices
     from xaiclip.files import tree_sha256, write_json
 
     cfg = snakemake.params.cfg
@@ -29,7 +29,8 @@ with job(snakemake) as log:
         skips += taken.skips
         warnings += taken.warnings
     for skip in skips:
-        log.warning("%s: %s", skip.case, skip.reason)
+        if skip.slice is not None or skip.stage != STAGE:  # a whole case was logged as it was lost
+            log.warning("%s: %s", skip.case, skip.reason)
     for warning in warnings:
         log.warning("%s: %s", warning.case, warning.reason)
     log.info("%d slices of %d cases", len(slices), len(cfg["cases"]))

@@ -120,6 +120,10 @@ def _from_masks(
         )
     merged = np.zeros(image.array.shape, np.uint8)
     shared, warnings = 0, []
+    if lacking := [organ for organ in organs_of(classes) if classes.index(organ) not in named]:
+        warnings.append(
+            f"there is no mask of {', '.join(lacking)}, which counts as background."
+        )
     for number, file in sorted(named.items(), reverse=True):
         mask = read_volume(file, label=True, orientation=orientation)
         check_same_grid(image, mask)
