@@ -230,61 +230,6 @@ def test_itk_formats_agree_with_nifti(tmp_path, suffix, trailing):
     np.testing.assert_allclose(volume.geometry.canonical_affine, RAS, atol=1e-5)
 
 
-def write_dicom(folder, uid="1.2.3", shift=lambda k: (0, 0, 3 * k), keep=range(7), crop=0):
-    folder.mkdir(exist_ok=True)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    image = itk_image()[crop:]
-    for k in keep:
-        plane = image[:, :, k]
-        origin = np.array(image.GetOrigin()) + shift(k)
-        for tag, value in {
-            "0008|0060": "CT",
-            "0020|000e": uid,
-            "0020|000d": "1.2",
-            "0008|0018": f"{uid}.{k}",
-            "0020|0013": str(k),
-            "0020|0037": "-1\\0\\0\\0\\-1\\0",
-            "0020|0032": "\\".join(map(str, origin)),
-            "0018|0050": "3",
-            "0028|1052": "-100",
-            "0028|1053": "1",
-        }.items():
-            plane.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{uid}_{k}.dcm"))
-        writer.Execute(plane)
-    return folder
-
-
-def test_dicom_series(tmp_path):
-    volume = read_volume(write_dicom(tmp_path / "Serie 1 ü"))
-    np.testing.assert_array_equal(volume.array, VOXELS)
-    np.testing.assert_allclose(volume.geometry.canonical_affine, RAS, atol=1e-5)
-    tilted = write_dicom(tmp_path / "tilted", shift=lambda k: (0, 0.5 * k, 3 * k))
-    affine = read_volume(tilted).geometry.canonical_affine
-    np.testing.assert_allclose(affine[:3, 2], (0, -0.5, 3), atol=1e-5)
-
-
-def test_bad_dicom_folders(tmp_path):
-    both = write_dicom(tmp_path / "both")
-    write_dicom(both, uid="9.8.7")
-    text = sentence(both)
-    assert "1.2.3" in text
-    assert "9.8.7" in text
-    (tmp_path / "empty").mkdir()
-    assert "no DICOM series" in sentence(tmp_path / "empty")
-    gap = write_dicom(tmp_path / "gap", keep=[0, 1, 2, 4, 5, 6])
-    assert "not evenly spaced" in sentence(gap)
-    mixed = write_dicom(tmp_path / "mixed")
-    write_dicom(mixed, keep=[3], crop=2)
-    assert "cannot be read as one volume" in sentence(mixed)
-    lost = write_dicom(tmp_path / "lost")
-    for file in lost.iterdir():  # the tag's element becomes another one
-        raw = file.read_bytes()
-        file.write_bytes(raw.replace(b"\x20\x00\x32\x00", b"\x20\x00\x33\x00"))
-    assert "no image position" in sentence(lost)
-
-
 def test_colours_are_refused(tmp_path):
     sitk.WriteImage(sitk.Compose([itk_image()] * 3), tmp_path / "rgb.mha")
     assert "3 values in each voxel" in sentence(tmp_path / "rgb.mha")

@@ -112,6 +112,7 @@ class Stored:
         spacing: mm; None where it tells none.
         shown: whether it is a picture, whose first axis runs to the right of whoever looks at it,
             and whose second axis runs down.
+        told: whether the format must tell the geometry, so that an unlikely one is meant (DICOM).
         warnings: sentences about what looks wrong, which do not name the file.
     """
 
@@ -119,6 +120,7 @@ class Stored:
     affine: NDArray[np.float64] | None
     spacing: tuple[float, ...] | None = None
     shown: bool = False
+    told: bool = False
     warnings: tuple[str, ...] = ()
 
 
