@@ -14,18 +14,18 @@ LOCKS = ("requirements-build", "requirements", "requirements-dev")
 STACKS = {
     "data": (
         "Volumes, slices, preprocessing, metrics: no models.",
-        "jsonschema nibabel numpy opencv-python-headless pandas pyarrow pydicom python-gdcm "
+        "jsonschema nibabel numpy opencv-python-headless pandas pillow pyarrow pydicom python-gdcm "
         "scikit-image scikit-learn scipy SimpleITK",
     ),
     "report": (
         "Tables and figures.",
-        "jsonschema matplotlib nibabel numpy opencv-python-headless pandas pyarrow pydicom "
+        "jsonschema matplotlib nibabel numpy opencv-python-headless pandas pillow pyarrow pydicom "
         "python-gdcm scikit-image scikit-learn scipy SimpleITK",
     ),
     "torch": (
         "Everything that loads a model.",
         "captum jsonschema lime matplotlib monai nibabel numpy open_clip_torch "
-        "opencv-python-headless pandas ptflops pyarrow pydicom python-gdcm safetensors "
+        "opencv-python-headless pandas pillow ptflops pyarrow pydicom python-gdcm safetensors "
         "scikit-image scikit-learn scipy segment-anything SimpleITK torch torchvision tqdm "
         "transformers",
     ),

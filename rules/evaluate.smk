@@ -129,7 +129,12 @@ rule skipped:
         segmenter="results/{run}/metrics/segmenter.parquet",
         explanations="results/{run}/metrics/explanations.parquet",
     output:
-        "results/{run}/skipped.tsv",
+        skipped="results/{run}/skipped.tsv",
+        warnings=report(
+            "results/{run}/warnings.tsv",
+            caption="../docs/report/warnings.rst",
+            category="Tables",
+        ),
     log:
         "results/{run}/logs/skipped.log",
     localrule: True
@@ -141,6 +146,6 @@ rule skipped:
     params:
         code=code("skipped.py"),
     message:
-        "What was left out, and why"
+        "What was left out, and why; what looks wrong"
     script:
         "../scripts/skipped.py"

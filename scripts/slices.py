@@ -10,29 +10,38 @@ with job(snakemake) as log:
     from xaiclip.data.footprint import checksum
     from xaiclip.data.sheet import Case
     from xaiclip.data.slices import STAGE, save_slices, take_slices
-    from xaiclip.errors import left_out
     from xaiclip.files import write_json
     from xaiclip.privacy import case_files
 
     cfg = snakemake.params.cfg
-    slices, skips = [], []
+    slices, skips, warnings = [], [], []
     for row in cfg["cases"]:
         label = Path(row["label"]) if row["label"] else None
         problem = Path(row["problem"]) if row["problem"] else None
         case = Case(
             row["name"], Path(row["image"]), label, row["modality"], row["split"], None, problem
         )
-        settings = {key: cfg[key] for key in ("classes", "labels", "window", "percentiles")}
-        with left_out(skips, case.name, STAGE):
-            taken, missing = take_slices(case, {**settings, **cfg["slices"]})
-            slices += taken
-            for skip in missing:
-                log.warning("%s: %s", skip.case, skip.reason)
-            skips += missing
+        settings = {
+            key: cfg[key]
+            for key in (
+                *("classes", "labels", "window", "percentiles"),
+                *("orientation", "implausible"),
+            )
+        }
+        taken = take_slices(case, {**settings, **cfg["slices"]})
+        slices += taken.slices
+        skips += taken.skips
+        warnings += taken.warnings
+    for skip in skips:
+        if skip.slice is not None or skip.stage != STAGE:  # a whole case was logged as it was lost
+            log.warning("%s: %s", skip.case, skip.reason)
+    for warning in warnings:
+        log.warning("%s: %s", warning.case, warning.reason)
     log.info("%d slices of %d cases", len(slices), len(cfg["cases"]))
     redact = redactor(snakemake)
     skips = [replace(skip, reason=redact(skip.reason)) for skip in skips]
-    save_slices(snakemake.output.slices, slices, skips)
+    warnings = [replace(warning, reason=redact(warning.reason)) for warning in warnings]
+    save_slices(snakemake.output.slices, slices, skips, warnings)
     files = case_files(cfg["cases"])
     write_json(
         snakemake.output.checksums,

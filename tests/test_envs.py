@@ -23,10 +23,10 @@ PACKAGES = {
     "cv2": "opencv-python-headless",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
+    "PIL": "pillow",
     "SimpleITK": "simpleitk",
     "open_clip": "open-clip-torch",
     "segment_anything": "segment-anything",
-    "PIL": "pillow",
     "yaml": "pyyaml",
     "gdcm": "python-gdcm",
 }

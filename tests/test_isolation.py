@@ -86,6 +86,8 @@ class Study:
             "labels": {1: "spleen", 2: "liver"},
             "window": {"level": 40, "width": 400},
             "percentiles": {"low": 0.5, "high": 99.5},
+            "orientation": None,
+            "implausible": "warn",
             "slices": {"policy": "middle", "index": None, "every": 1},
         }
         output = Named(

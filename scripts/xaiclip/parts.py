@@ -90,8 +90,9 @@ class Part:
 def held_part(target: Path) -> Iterator[Part]:
     """The part of ``target`` that was fetched so far, for this process alone.
 
-    It is removed if it stays empty. Where somebody put something else there (a link, another user's file), or files cannot be
-    locked, a new file with a name that cannot be foreseen takes its place.
+    It is removed if it stays empty. Where somebody put something else there (a link, another
+    user's file), or files cannot be locked, a new file with a name that cannot be foreseen takes
+    its place.
     """
     path = target.with_name(f".{target.name}.part")
     part = _locked(path, target.name)
