@@ -16,6 +16,7 @@ from xaiclip.errors import CaseError
 
 ODD = "IM0003.dcm"
 #: Beginnings of elements in a file.
+COMMENTS = b"\x20\x00\x00\x40LT"
 SLOPE, ROWS, FRAMES = b"\x28\x00\x53\x10DS", b"\x28\x00\x10\x00US", b"\x28\x00\x08\x00IS"
 
 
@@ -229,6 +230,23 @@ def test_a_bad_slice_is_named(tmp_path, spoil, words):
     with pytest.raises(CaseError, match=words):
         raise CaseError(reason)
     assert file.name in (ODD, "ODD", f"{ODD}.gz", f"{ODD}.part")
+
+
+@pytest.mark.parametrize("inside", [SLOPE, COMMENTS])
+def test_a_header_cut_off_in_a_class_of_a_vendor(tmp_path, inside):
+    """Nobody knows whether such a class has pixels; it is seen that an element has no end."""
+
+    def one(k):
+        with pydicom.config.disable_value_validation():
+            return plane(k, SOPClassUID="1.3.12.2.1107.5.9.99", ImageComments="far away" * 5)
+
+    folder = series(tmp_path / "s", one)
+    file = folder / "IM0006.dcm"
+    raw = file.read_bytes()
+    file.write_bytes(raw[: raw.index(inside) + 9])
+    reason, named = refused(folder)
+    assert "cut off" in reason
+    assert named == file
 
 
 @pytest.mark.parametrize("odd", [0, SHAPE[2] - 1])
