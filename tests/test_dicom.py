@@ -283,6 +283,7 @@ def test_what_lies_beside_a_series(tmp_path):
         report = make.empty(f"1.2.840.10008.5.1.4.1.1.{sop_class}", kind)
         report.SeriesInstanceUID = f"1.2.{sop_class}"
         save(report, folder / f"{kind}.dcm")
+    save(plane(0, Modality="RTDOSE", SeriesInstanceUID="1.2.9"), folder / "dose.dcm")
     overlay = make.segmentation()
     overlay.SeriesInstanceUID = "1.2.3"
     save(overlay, folder / "seg.dcm")

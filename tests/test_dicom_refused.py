@@ -364,6 +364,15 @@ def test_a_small_file_that_claims_a_large_image(tmp_path, syntax):
     assert named == file
 
 
+def test_run_lengths_that_are_too_short(tmp_path, caplog):
+    file = save(plane(0), tmp_path / "x.dcm")
+    make.repack(file, [run_length(b"\x00\x01")], RLELossless)
+    reason, named = refused(file)
+    assert "cannot be decoded" in reason
+    assert named == file
+    assert caplog.text == ""
+
+
 def test_planes_that_no_scanner_makes(tmp_path, monkeypatch):
     monkeypatch.setattr(pixels, "MAX_PLANE", 29)
     assert "planes of 6 × 5" in refused(series(tmp_path / "s"))[0]
