@@ -195,7 +195,7 @@ def test_values_beyond_16_bits(tmp_path):
     assert_read(series(tmp_path / "s", one), wanted, dtype=np.float32)
 
 
-@pytest.mark.parametrize(("step", "digits"), [(0.625, 1), (0.625, 2), (0.75, 1), (3, 0)])
+@pytest.mark.parametrize(("step", "digits"), [(0.625, 1), (0.625, 2), (0.75, 1), (0.45, 1), (3, 0)])
 def test_rounded_positions(tmp_path, step, digits):
     """The line that fits best leads through them; but a missing slice is seen all the same."""
 
@@ -245,15 +245,24 @@ def test_a_missing_slice(tmp_path, keep):
     with pytest.raises(CaseError, match="not evenly spaced"):
         read_dicom(series(tmp_path / "s", slices=keep))
 
+    def thin(k):
+        return plane(k, ImagePositionPatient=make.decimals(make.FIRST + [0, 0, 0.2 * k]))
+
+    with pytest.raises(CaseError, match="not evenly spaced"):
+        read_dicom(series(tmp_path / "thin", thin, slices=keep))
+
 
 @pytest.mark.parametrize("name", ["one.dcm", "folder/IM1"])
 def test_a_single_slice(tmp_path, name):
-    save(plane(3), tmp_path / name)
+    save(plane(3, SpacingBetweenSlices="9"), tmp_path / name)
     array, affine = read_dicom(tmp_path / name.split("/")[0])
     np.testing.assert_array_equal(array, HU[:, :, 3:4])
     np.testing.assert_allclose(affine, make.affine(first=make.position(3)), atol=1e-6)
     file = pydicom.dcmread(tmp_path / name)
     file.SliceThickness = None
+    save(file, tmp_path / name)
+    assert read_dicom(tmp_path / name.split("/")[0])[1][2, 2] == 9
+    file.SpacingBetweenSlices = None
     save(file, tmp_path / name)
     with pytest.raises(CaseError, match="without a thickness"):
         read_dicom(tmp_path / name.split("/")[0])

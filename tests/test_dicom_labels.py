@@ -65,6 +65,7 @@ def test_a_cropped_segmentation(tmp_path):
     [
         {1: "LIVER", 2: "Kidney, right", 3: "Spleen"},
         {1: "liver", 2: "kidney_right", 3: "spleen"},
+        {1: "Liver mask", 2: "RightKidney", 3: "Spleen"},
         {1: "Segment 1", 2: "Segment 2", 3: "Segment 3"},
     ],
 )
@@ -153,6 +154,16 @@ def fine_rows():
     return file
 
 
+def coarse_rows():
+    """Twice the image's pixel spacing: every pixel meets a voxel's centre, and leaves a gap."""
+    organs = np.zeros_like(ORGANS)
+    organs[1:3, 1:3, 2] = 1
+    file = segmentation(organs)
+    measures = file.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures.PixelSpacing = make.decimals(make.SPACING[1::-1] * 2)
+    return file
+
+
 def contours(kind="RTSTRUCT"):
     return make.empty("1.2.840.10008.5.1.4.1.1.481.3", kind)
 
@@ -173,6 +184,8 @@ def contours(kind="RTSTRUCT"):
         (lambda: unlisted("LABELMAP"), "a segment that it does not list"),
         (overlapping, "overlap"),
         (coarser, "further apart"),
+        (coarse_rows, "do not lie on the image's voxels"),
+        (lambda: segmentation(shift=(-2.1, 0, 0)), "do not lie on the image's voxels"),
         (fine_rows, "do not lie on the image's voxels"),
         (lambda: segmentation(shift=(0.2, 0, 0)), "do not lie on the image's voxels"),
         (lambda: segmentation(shift=(0, 0, 1.5)), "do not lie on the image's voxels"),

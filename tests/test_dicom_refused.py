@@ -16,6 +16,7 @@ from xaiclip.errors import CaseError
 
 ODD = "IM0003.dcm"
 #: Beginnings of elements in a file.
+COMMENTS = b"\x20\x00\x00\x40LT"
 SLOPE, ROWS, FRAMES = b"\x28\x00\x53\x10DS", b"\x28\x00\x10\x00US", b"\x28\x00\x08\x00IS"
 
 
@@ -78,6 +79,26 @@ def smaller(folder):
     make_one = plane(3)
     make.set_pixels(make_one, np.zeros((4, 6), np.uint16))
     save(make_one, folder / ODD)
+
+
+def fewer_bits(folder):
+    series(folder)
+    make_one = plane(3)
+    make.set_pixels(make_one, np.zeros((5, 6), np.uint8))
+    save(make_one, folder / ODD)
+
+
+def another_scale(folder):
+    """The same stored values twice, of which one file makes others."""
+    series(folder, slices=[0, 1, 2])
+    save(plane(0, RescaleIntercept="-999"), folder / ODD)
+
+
+def without_end(folder):
+    series(folder)
+    file = folder / ODD
+    make.repack(file, [run_length(b"\x1d" + bytes(30))], RLELossless)
+    file.write_bytes(file.read_bytes()[:-8])
 
 
 def colours(folder):
@@ -149,6 +170,9 @@ def renamed(name):
         ),
         (changed(NumberOfFrames="2"), "bytes of pixels|cut off"),
         (smaller, "size"),
+        (fewer_bits, "number of bits"),
+        (another_scale, "phases"),
+        (without_end, "cut off"),
         (colours, "3 values in each voxel"),
         # scouts where the next slice would be
         (added(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "scout"),
@@ -206,6 +230,29 @@ def test_a_bad_slice_is_named(tmp_path, spoil, words):
     with pytest.raises(CaseError, match=words):
         raise CaseError(reason)
     assert file.name in (ODD, "ODD", f"{ODD}.gz", f"{ODD}.part")
+
+
+@pytest.mark.parametrize("inside", [SLOPE, COMMENTS])
+def test_a_header_cut_off_in_a_class_of_a_vendor(tmp_path, inside):
+    """Nobody knows whether such a class has pixels; it is seen that an element has no end."""
+
+    def one(k):
+        with pydicom.config.disable_value_validation():
+            return plane(k, SOPClassUID="1.3.12.2.1107.5.9.99", ImageComments="far away" * 5)
+
+    folder = series(tmp_path / "s", one)
+    file = folder / "IM0006.dcm"
+    raw = file.read_bytes()
+    file.write_bytes(raw[: raw.index(inside) + 9])
+    reason, named = refused(folder)
+    assert "cut off" in reason
+    assert named == file
+
+
+@pytest.mark.parametrize("odd", [0, SHAPE[2] - 1])
+def test_the_odd_one_is_named_not_the_others(tmp_path, odd):
+    folder = series(tmp_path / "s", lambda k: plane(k, Modality="MR" if k == odd else "CT"))
+    assert refused(folder)[1] == folder / f"IM{odd:04d}.dcm"
 
 
 def contours(folder):
@@ -315,6 +362,11 @@ def test_a_small_file_that_claims_a_large_image(tmp_path, syntax):
     reason, named = refused(file)
     assert "claims 32000 × 32000" in reason
     assert named == file
+
+
+def test_planes_that_no_scanner_makes(tmp_path, monkeypatch):
+    monkeypatch.setattr(pixels, "MAX_PLANE", 29)
+    assert "planes of 6 × 5" in refused(series(tmp_path / "s"))[0]
 
 
 def test_run_lengths_that_explode(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from xaiclip.data.dicom.frames import Frame, frames_of
 from xaiclip.data.dicom.pixels import decoded
 from xaiclip.data.geometry import Geometry
 from xaiclip.errors import CaseError
+from xaiclip.organs import name_key
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: How far from a voxel's centre a pixel's centre may lie, in voxels.
@@ -116,14 +116,14 @@ def _check_spacing(header: Header, frames: list[Frame], image: Geometry) -> None
 
 def _ids(header: Header, labels: Mapping[int, str]) -> dict[int, int]:
     """The label id of each segment number."""
-    by_name = {_plain(name): number for number, name in labels.items()}
+    by_name = {name_key(name): number for number, name in labels.items()}
     ids, strange = {}, []
     for segment in header.items("SegmentSequence"):
         number = value_of(segment, "SegmentNumber", header.file)
         if not isinstance(number, int) or not 0 < number < 2**16 or number in ids:
             raise CaseError("its segments are not numbered; export it again.", header.file)
         names = [value_of(segment, "SegmentLabel", header.file), _anatomy(segment, header.file)]
-        known = [by_name[_plain(str(name))] for name in names if _plain(str(name)) in by_name]
+        known = [by_name[key] for key in map(name_key, map(str, names)) if key in by_name]
         if known:
             ids[number] = known[0]
         else:
@@ -150,8 +150,3 @@ def _anatomy(segment: Dataset, file: Path) -> str:
         place = items[0]
         meanings.append(str(value_of(place, "CodeMeaning", file) or ""))
     return " ".join(meanings)
-
-
-def _plain(name: str) -> str:
-    """A name by its words alone: ``Kidney_Right`` and ``right kidney`` are the same."""
-    return " ".join(sorted(re.findall(r"\w+", name.casefold().replace("_", " "))))
