@@ -39,6 +39,7 @@ BAD = {
     "1024 added": (lambda a: a + 1024, "was 1024 added"),
     "1024 added, clipped": (lambda a: np.clip(a + 1024, 0, 4095).astype(np.uint16), "was 1024"),
     "1024 added, padded": (lambda a: np.where(a < -900, -2000, a + 1024), "was 1024 added"),
+    "1024 added, air filled": (lambda a: np.where(a < -900, -1000, a + 1024), "was 1024 added"),
     "1000 added": (lambda a: a + 1000, "was 1024 added"),
     "32768 added": (lambda a: a.astype(int) + 32768, "not Hounsfield units"),
     "1024 taken twice": (lambda a: a - 1024, "taken twice"),

@@ -169,8 +169,9 @@ def test_ways_to_store_a_nrrd(tmp_path):
         (tmp_path / name).write_bytes(VOXELS[:, :, k].astype("<i2").tobytes("F"))
     check(nhdr(scan, endian, *SPACE, data="LIST\n" + "\n".join(names)))
     assert [file.name for file in input_files(scan)] == ["scan.nhdr", *names]
-    signs = {"right-anterior-superior": (-1, -1, 1), "LAS": (1, -1, 1), "LPS": (1, 1, 1)}
-    for space, (x, y, z) in signs.items():
+    long = ("right-anterior-superior", "left-anterior-superior", "Left-Posterior-Superior")
+    signs = zip((*long, "RAS", "LAS", "lps"), ((-1, -1, 1), (1, -1, 1), (1, 1, 1)) * 2, strict=True)
+    for space, (x, y, z) in signs:
         axes = f"space directions: ({1.5 * x},0,0) (0,{2 * y},0) (0,0,{3 * z})"
         origin = f"space origin: ({x},{2 * y},{3 * z})"
         raw.write_bytes(RAW)

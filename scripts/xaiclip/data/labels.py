@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,11 +11,7 @@ from numpy.typing import NDArray
 from xaiclip.data.geometry import Volume
 from xaiclip.data.volumes import SUFFIXES, check_same_grid, read_volume
 from xaiclip.errors import CaseError
-from xaiclip.organs import organs_of
-
-#: Other names of the same side, after which nothing of a file's name is left but the organ.
-_WORDS = {"l": "left", "r": "right", "lt": "left", "rt": "right"}
-_NOISE = {"mask", "seg", "segmentation", "label"}
+from xaiclip.organs import name_key, organs_of
 
 
 def read_classes(
@@ -102,10 +96,10 @@ def _from_masks(
     orientation: str | None,
 ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """A voxel of two masks is the organ's that stands first among the classes."""
-    organs = {_key(organ): number for number, organ in enumerate(classes) if number}
+    organs = {name_key(organ): number for number, organ in enumerate(classes) if number}
     named: dict[int, Path] = {}
     for file in files:
-        number = organs.get(_key(_stem(file.name)))
+        number = organs.get(name_key(_stem(file.name)))
         if number is None:
             continue
         if number in named:
@@ -154,10 +148,3 @@ def _stem(name: str) -> str:
         if name.lower().endswith(end):
             return name[: -len(end)].removesuffix(".seg")
     return name
-
-
-def _key(name: str | os.PathLike[str]) -> frozenset[str]:
-    """The words of a name in any order, case and spelling: ``kidney_right``, ``RightKidney``."""
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", os.fspath(name))
-    words = re.findall(r"[^\W_]+", apart.casefold())
-    return frozenset(_WORDS.get(word, word) for word in words if word not in _NOISE)
