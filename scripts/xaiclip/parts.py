@@ -90,8 +90,9 @@ class Part:
 def held_part(target: Path) -> Iterator[Part]:
     """The part of ``target`` that was fetched so far, for this process alone.
 
-    It is removed if it stays empty. Where somebody put something else there (a link, another user's file), or files cannot be
-    locked, a new file with a name that cannot be foreseen takes its place.
+    It is removed if it stays empty. Where somebody put something else there (a link, another
+    user's file), or files cannot be locked, a new file with a name that cannot be foreseen takes
+    its place.
     """
     path = target.with_name(f".{target.name}.part")
     part = _locked(path, target.name)
@@ -183,19 +184,23 @@ def _timed(kind: type[http.client.HTTPConnection]) -> Callable[..., Any]:
 
     class Timed(kind):  # type: ignore[misc,valid-type]
         def getresponse(self) -> http.client.HTTPResponse:
-            waited = threading.Timer(self.timeout, _hang_up, [self.sock])
+            late = threading.Event()
+            waited = threading.Timer(self.timeout, _hang_up, [self.sock, late])
             waited.daemon = True
             waited.start()
             try:
                 answer: http.client.HTTPResponse = super().getresponse()
-                return answer
             finally:
                 waited.cancel()
+            if late.is_set():  # what there was of the head is taken for all of it
+                raise TimeoutError("no answer in time")
+            return answer
 
     return Timed
 
 
-def _hang_up(connection: socket.socket) -> None:
+def _hang_up(connection: socket.socket, late: threading.Event) -> None:
+    late.set()
     with suppress(OSError):
         socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
