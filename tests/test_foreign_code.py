@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from open_clip.model import CLIP
@@ -24,6 +25,7 @@ from xaiclip import catalogue
 from xaiclip.errors import ConfigError
 from xaiclip.localizer import sources
 from xaiclip.localizer.backbone import Backbone, BackboneSettings, load_backbone
+from xaiclip.localizer.clip_config import ClipConfig
 from xaiclip.localizer.clip_weights import openai_checksums
 from xaiclip.localizer.model import (
     Localizer,
@@ -145,7 +147,8 @@ def test_python_files_beside_a_model_do_not_run(
         ("none that a model", "text_cfg", "vocab_size", float("inf")),
         ("cut off or belongs", "vision_cfg", "width", 1 << 20),
         ("cut off or belongs", "text_cfg", "vocab_size", 1 << 20),
-        ("no section", None, "vision_cfg", "hf-hub:somebody/evil"),
+        ("none that a model", None, "vision_cfg", "hf-hub:somebody/evil"),
+        ("no section", None, "vision_cfg", None),
         ("not read here", None, "_target_", "os.system"),
     ],
 )
@@ -293,12 +296,22 @@ def test_what_lies_in_the_hubs_cache_is_checked(tmp_path: Path, folder: Path, mo
     [
         ("ViT-B-16", "laion2b_s34b_b88k", "hf-hub:laion/CLIP-ViT-B-16-laion2B-s34B-b88K@"),
         ("ViT-B-32-quickgelu", "metaclip_400m", "replaced unnoticed"),
-        ("ViT-B-16-SigLIP", "webli", "not among the commits"),
+        ("ViT-B-16-SigLIP", "webli", "hf-hub:timm/ViT-B-16-SigLIP@"),
     ],
 )
 def test_tags_whose_weights_could_change_are_refused(name: str, tag: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_backbone(BackboneSettings(name, tag))
+
+
+@pytest.mark.parametrize("name", open_clip.list_models())
+def test_every_published_configuration_passes(name: str) -> None:
+    published = open_clip.get_model_config(name)
+    config = ClipConfig.of(published, {}, name)
+    for section in ("vision_cfg", "text_cfg"):
+        for key, value in config.model[section].items():
+            assert published[section][key] == value
+    assert config.tower == published["text_cfg"].get("hf_model_name")
 
 
 # ----------------------------------------------------------------------------------------- weights
