@@ -277,6 +277,7 @@ def test_a_model_on_the_hub_with_a_tower_in_another_repository(
     assert backbone.fingerprint == small.fingerprint(clip)
     wanted = (f"some/model@{COMMIT}", f"{tower}@{catalogue.REVISIONS[tower]}")
     assert backbone.revisions == wanted
+    assert backbone.revision == " + ".join(wanted)
     assert set(asked) == set(wanted)
 
 
@@ -335,9 +336,9 @@ class Setstate(torch.nn.Module):
     @torch.jit.export
     def __setstate__(self, state: tuple[str, torch.Tensor, bool]) -> None:
         self.path = state[0]
-        self.weight = state[1]
         self.training = state[2]
-        torch.from_file(state[0], shared=True, size=4, dtype=torch.uint8).fill_(88)
+        # kept, or the compiler would take the line for one without effect
+        self.weight = torch.from_file(state[0], shared=True, size=4, dtype=torch.uint8).fill_(88)
 
 
 def torchscript(path: Path, victim: Path) -> None:
