@@ -589,3 +589,24 @@ def test_the_shipped_model_is_what_its_checksums_say(tmp_path: Path, monkeypatch
     save_file(weights, tmp_path / "compact" / "clip.safetensors")
     with pytest.raises(ConfigError, match="has sha256"):
         load_backbone(BackboneSettings())
+
+
+def test_a_tokenizer_of_the_hub_beside_open_clips_own_text_tower(folder: Path, ran: Path) -> None:
+    """As SigLIP: no config.json is there or needed."""
+    write_biomed(folder)
+    words = TEXT | {"hf_tokenizer_name": "some/tokenizer", "vocab_size": 14}
+    config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": words, "init_logit_bias": -10}
+    edit(folder / "open_clip_config.json", model_cfg=config)
+    (folder / "config.json").unlink()
+    (folder / "open_clip_pytorch_model.bin").unlink()
+    built = ClipConfig.of(config, {}, "test").build()
+    save_file(built.state_dict(), folder / "open_clip_model.safetensors")
+    backbone = load_backbone(BackboneSettings(str(folder)))
+    assert backbone.fingerprint == small.fingerprint(built)
+    ids = backbone.tokenizer(["a photo of the liver"])
+    assert ids.shape == (1, 24)
+    assert ids[0, :7].tolist() == [2, 6, 7, 8, 9, 11, 3]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").unlink(missing_ok=True)
+    with pytest.raises(ConfigError, match="not among the commits"):
+        load_backbone(BackboneSettings(str(folder)))
