@@ -16,7 +16,10 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 
+from xaiclip.download import Remote
 from xaiclip.errors import ConfigError
+from xaiclip.files import sha256
+from xaiclip.localizer import clip_weights, sources
 from xaiclip.localizer.backbone import (
     Backbone,
     BackboneSettings,
@@ -29,6 +32,7 @@ from xaiclip.localizer.prompts import Prompts
 
 VISION = {"image_size": 56, "patch_size": 14, "width": 32, "head_width": 16, "layers": 4}
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKENIZER = SimpleTokenizer(context_length=24)
 RESNET = {"image_size": 64, "width": 8, "layers": [1, 1, 1, 1], "head_width": 8}
 
@@ -148,9 +152,9 @@ def _truncated(folder: Path) -> None:
     ("damage", "message"),
     [
         (_no_weights, "clip.safetensors is missing"),
-        (_broken_json, "does not hold a usable CLIP"),
-        (_other_weights, "does not hold a usable CLIP"),
-        (_truncated, "does not hold a usable CLIP"),
+        (_broken_json, "is no JSON"),
+        (_other_weights, "cut off or belongs to another model"),
+        (_truncated, "is damaged"),
     ],
 )
 def test_damaged_folders(tmp_path: Path, damage, message: str) -> None:
@@ -198,21 +202,40 @@ def shrunk(name: str) -> dict:
 @pytest.mark.parametrize(
     ("name", "blocks", "grid"), [("ViT-L-14", (12, 18, 24), 16), ("ViT-B-16", (6, 9, 12), 14)]
 )
-@pytest.mark.parametrize("tag", ["openai", "laion2b_s32b_b82k"])
+@pytest.mark.parametrize("source", ["tag", "hub"])
 def test_named_backbones_with_a_tag(
-    name: str, blocks: tuple[int, ...], grid: int, tag: str, tmp_path: Path, monkeypatch
+    name: str, blocks: tuple[int, ...], grid: int, source: str, tmp_path: Path, monkeypatch
 ) -> None:
     """OpenAI's weights get QuickGELU under the plain name; others do not."""
     config = shrunk(name)
     monkeypatch.setitem(factory._MODEL_CONFIGS, name, config)
     torch.manual_seed(0)
-    quick = tag == "openai"
-    reference = CLIP(**config, quick_gelu=quick).eval()
-    torch.save(reference.state_dict(), tmp_path / "weights.pt")
-    tag = tag if name == "ViT-L-14" or quick else "laion2b_s34b_b88k"
-    fetched = str(tmp_path / "weights.pt")
-    monkeypatch.setattr(factory, "download_pretrained", lambda *_, **__: fetched)
-    backbone = load_backbone(BackboneSettings(name, tag))
+    reference = CLIP(**config, quick_gelu=source == "tag").eval()
+    asked = []
+
+    def fetch(remote: Remote, target: Path) -> None:
+        asked.append(remote)
+        target.parent.mkdir(exist_ok=True)
+        torch.save(reference.state_dict(), target)
+
+    def snapshot_download(repository: str, *, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((repository, revision))
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+        torch.save(reference.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+        return str(tmp_path)
+
+    monkeypatch.setattr(sources, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(sources, "fetch", fetch)
+    monkeypatch.setattr(sources, "snapshot_download", snapshot_download)
+    if source == "tag":
+        backbone = load_backbone(BackboneSettings(name, "openai"))
+        # the checksum is the one that OpenAI's address tells
+        assert asked[0].checksum.removeprefix("sha256:") in asked[0].url
+        assert backbone.revisions == ()
+    else:
+        backbone = load_backbone(BackboneSettings(f"hf-hub:laion/CLIP@{COMMIT}"))
+        assert set(asked) == {("laion/CLIP", COMMIT)}
+        assert backbone.revisions == (f"laion/CLIP@{COMMIT}",)
     assert (backbone.blocks, backbone.grid, backbone.image_size) == (blocks, grid, 224)
     x = images(1, 224)
     grey = (x[:, None].float() / 255 - backbone.mean) / backbone.std
@@ -336,6 +359,8 @@ def test_openais_own_file_gets_quickgelu(tmp_path: Path, monkeypatch) -> None:
     for name in ("input_resolution", "context_length", "vocab_size"):
         archive.register_buffer(name, torch.tensor(7))
     torch.jit.save(torch.jit.trace(archive, torch.zeros(1)), tmp_path / "mini.pt")
+    published = {sha256(tmp_path / "mini.pt"): "address"}
+    monkeypatch.setattr(clip_weights, "openai_checksums", lambda: published)
     backbone = load_backbone(BackboneSettings("mini", str(tmp_path / "mini.pt")))
     assert any(isinstance(m, QuickGELU) for m in backbone.clip.modules())
     assert backbone.fingerprint == fingerprint(clip.half().float())

@@ -339,13 +339,13 @@ FETCHED = {
         "3431873/files/CHAOS_Train_Sets.zip?download=1 (891 MB)",
         "10689643/files/medsam_vit_b.pth?download=1 (375 MB)",
         "run the study 'paper'",
-        "open_clip fetches ViT-L-14 (openai), 1.7 GB",
+        "ViT-L-14 (openai), 0.93 GB, is fetched",
     ],
     "saros": ["by hand", "doi.org/10.25737/sz96-zg60", "into resources/downloads/saros", "medsam"],
     "paper": [
         "7860267/files/FLARE22Train.zip",
         "10689643/files/medsam_vit_b.pth?download=1 (375 MB)",
-        "open_clip fetches ViT-L-14 (openai), 1.7 GB",
+        "ViT-L-14 (openai), 0.93 GB, is fetched",
     ],
 }
 

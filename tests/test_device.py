@@ -1,5 +1,10 @@
 """Device, precision, seeds."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +75,23 @@ def test_threads_are_at_least_one() -> None:
     d.set_threads(0)
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+def test_operations_come_one_after_the_other() -> None:
+    """In a process of its own: it can be said once only, before any work."""
+    code = (
+        "import torch; from xaiclip.device import set_threads; set_threads(3); set_threads(2); "
+        "print(torch.get_num_threads(), torch.get_num_interop_threads())"
+    )
+    scripts = str(Path(d.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": scripts},
+    )
+    assert done.stdout.split() == ["2", "1"]
 
 
 def test_a_seed_fixes_every_generator() -> None:

@@ -1,10 +1,13 @@
 """Fetching: broken connections resume, everything that is not the file is refused by name."""
 
 import hashlib
+import os
 import runpy
 import shutil
 import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, repeat
@@ -13,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from xaiclip import download
+from xaiclip import download, parts
 from xaiclip.download import Remote, fetch
 from xaiclip.errors import ConfigError
 from xaiclip.provenance import SCRIPTS
@@ -29,6 +32,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked = []
+        self.closing = threading.Event()
 
     def behave(self, *names):
         self.asked.clear()
@@ -100,6 +104,30 @@ class Handler(BaseHTTPRequestHandler):
     def empty(self, start):
         self.answer(b"", Content_Length=None)
 
+    def drips(self, start):
+        """A byte now and then, for ever, each in time."""
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{SIZE - 1}/{SIZE}")
+        self.end_headers()
+        with suppress(OSError):
+            while not self.server.closing.wait(0.05):
+                self.wfile.write(b"x")
+                self.wfile.flush()
+
+    def dripping_head(self, start):
+        with suppress(OSError):
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+            while not self.server.closing.wait(0.05):
+                self.wfile.write(b"x")
+                self.wfile.flush()
+
+    def to_a_file(self, start):
+        self.answer(b"", 302, Location="file:///etc/passwd")
+
+    def to_ftp(self, start):
+        self.answer(b"", 302, Location="ftp://127.0.0.1/file.bin")
+
     def error_404(self, start):
         self.answer(b"no", 404)
 
@@ -119,6 +147,7 @@ def server():
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
+    server.closing.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -177,6 +206,8 @@ def test_the_file_arrives_whole(server, place, script, asked, size):
         (["longer"], ["200004 bytes instead of 200000"], 1),
         (["endless"], ["more than 200000 bytes"], 1),
         (["empty"], ["broke after 0 of 200000"], 3),
+        (["to_a_file"], ["cannot be had (HTTP 302)"], 1),
+        (["to_ftp"], ["in 3 tries", "unknown url type: ftp"], 3),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else str(value),
 )
@@ -272,3 +303,102 @@ def test_sizes_in_words():
     assert Remote("x", "", SHA, 890_771_694).volume == "891 MB"
     assert Remote("x", "", SHA, 2_564_550_879).volume == "2.56 GB"
     assert Remote("x", "", SHA, about="1 GB or so").volume == "1 GB or so"
+
+
+@pytest.mark.parametrize("behaviour", ["drips", "dripping_head"])
+@pytest.mark.parametrize("size", [SIZE, None])
+def test_a_server_that_drips_is_given_up(server, place, behaviour, size):
+    """Each byte is in time, so that only the rate, and the time until an answer, can tell."""
+    server.behave(behaviour)
+    remote = Remote("file.bin", server.url, SHA, size)
+    with pytest.raises(ConfigError, match="could not be fetched in 2 tries"):
+        fetch(remote, place.target, attempts=2, wait=0.001, timeout=0.3)
+    assert len(server.asked) == 2
+    assert not place.target.exists()
+
+
+def test_a_file_without_end_and_without_a_size(server, place, monkeypatch):
+    monkeypatch.setattr(download, "MAX_UNKNOWN", 150_000)
+    server.behave("endless")
+    with pytest.raises(ConfigError, match="more than 150000 bytes"):
+        get(server, place, None)
+    assert list(place.target.parent.iterdir()) == []
+
+
+def test_several_fetch_one_file_once(server, place):
+    """Threads, with a file opened by each, lock as processes do."""
+    server.behave("breaks", "good")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: get(server, place), range(4)))
+    assert place.target.read_bytes() == CONTENT
+    assert server.asked == [0, 60_000]
+    assert [path.name for path in place.target.parent.iterdir()] == ["file.bin"]
+
+
+def test_a_part_that_another_process_moved_away_is_not_written_to(server, place):
+    """Who waits for the lock may wake up with the finished file in hand."""
+    place.target.parent.mkdir()
+    with parts.held_part(place.target) as first:
+        first.write(CONTENT)
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(get, server, place)
+            with pytest.raises(TimeoutError):
+                second.result(0.2)
+            first.move(place.target)
+            server.behave("error_404")
+            parts.fcntl.flock(first.stream, parts.fcntl.LOCK_UN)
+            second.result(10)
+    assert server.asked == []
+    assert place.target.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "dangling", "pipe", "folder", "full folder"])
+def test_what_others_put_in_the_parts_place_is_not_touched(server, place, tmp_path, kind):
+    victim = tmp_path / "victim"
+    place.target.parent.mkdir()
+    match kind:
+        case "link":
+            victim.write_bytes(b"mine")
+            place.part.symlink_to(victim)
+        case "hard link":
+            victim.write_bytes(b"mine")
+            os.link(victim, place.part)
+        case "dangling":
+            place.part.symlink_to(victim)
+        case "pipe":
+            os.mkfifo(place.part)
+        case "folder":
+            place.part.mkdir()
+        case "full folder":
+            (place.part / "x").mkdir(parents=True)
+    server.behave("breaks", "good")
+    get(server, place)
+    assert place.target.read_bytes() == CONTENT
+    assert not place.target.is_symlink()
+    if kind in ("link", "hard link"):
+        assert victim.read_bytes() == b"mine"
+    else:
+        assert not victim.exists()
+
+
+def test_where_files_cannot_be_locked_each_has_its_own(server, place, monkeypatch):
+    def refuses(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(parts.fcntl, "flock", refuses)
+    server.behave("good")
+    get(server, place)
+    assert place.target.read_bytes() == CONTENT
+    assert place.target.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_something_else_in_the_files_place(server, place):
+    place.target.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="is no file"):
+        get(server, place)

@@ -18,6 +18,8 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.delenv(VISIBLE, raising=False)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setattr("tempfile.tempdir", None)
 
     def build(count):
@@ -100,6 +102,93 @@ def test_a_machine_without_gpus_leases_nothing(machine, monkeypatch, tmp_path):
     machine(0)
     with leased_gpu() as gpu:
         assert gpu is None
+
+
+def _usual(tmp_path):
+    return tmp_path / f"xaiclip-gpu-{os.getuid()}"
+
+
+def _of_another_user(path, monkeypatch):
+    """As if somebody else had made it: only root could really."""
+    path.mkdir(mode=0o700)
+    lstat = os.lstat
+
+    def other(place, **options):
+        found = list(lstat(place, **options))
+        found[4] += Path(place) == path
+        return os.stat_result(found)
+
+    monkeypatch.setattr(os, "lstat", other)
+
+
+@pytest.mark.parametrize(
+    "planted", ["file", "link", "dangling", "link to own", "open to all", "pipe", "another user's"]
+)
+def test_what_others_put_in_the_leases_place_blocks_nobody(
+    machine, tmp_path, monkeypatch, planted, caplog
+):
+    machine(1)
+    usual = _usual(tmp_path)
+    target = tmp_path / "target"
+    match planted:
+        case "file":
+            usual.write_text("")
+        case "link":
+            target.mkdir(mode=0o777)
+            usual.symlink_to(target)
+        case "dangling":
+            usual.symlink_to(target)
+        case "link to own":
+            target.mkdir(mode=0o700)
+            usual.symlink_to(target)
+        case "open to all":
+            usual.mkdir()
+            usual.chmod(0o777)
+        case "pipe":
+            os.mkfifo(usual)
+        case "another user's":
+            _of_another_user(usual, monkeypatch)
+    with leased_gpu() as gpu:
+        assert gpu == "GPU-0"
+        # and the next job sees that it is taken
+        with leased_gpu() as shared:
+            assert shared == "GPU-0"
+            assert "is shared with 1 other job" in caplog.text
+    assert not target.exists() or list(target.iterdir()) == []
+    held = tmp_path / "home" / ".cache" / "xaiclip" / "gpu"
+    assert held.stat().st_mode & 0o777 == 0o700
+    assert [path.name for path in held.iterdir()] == ["GPU-0.0", "GPU-0.1"]
+
+
+def test_the_runtime_folder_comes_first_if_it_is_ones_own(machine, tmp_path, monkeypatch):
+    machine(1)
+    runtime = tmp_path / "runtime"
+    runtime.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    with leased_gpu():
+        assert (runtime / "xaiclip-gpu" / "GPU-0.0").is_file()
+        assert not _usual(tmp_path).exists()
+    runtime.chmod(0o755)
+    with leased_gpu():
+        assert (_usual(tmp_path) / "GPU-0.0").is_file()
+
+
+def test_a_lock_that_is_a_link_is_not_followed(machine, tmp_path):
+    machine(2)
+    _usual(tmp_path).mkdir(mode=0o700)
+    (_usual(tmp_path) / "GPU-0.0").symlink_to(tmp_path / "victim")
+    with leased_gpu() as gpu:
+        assert gpu == "GPU-1"
+    assert not (tmp_path / "victim").exists()
+
+
+def test_no_place_at_all_costs_the_lease_and_not_the_job(machine, tmp_path, monkeypatch, caplog):
+    machine(1)
+    _usual(tmp_path).write_text("")
+    (tmp_path / "home").write_text("")
+    with leased_gpu() as gpu:
+        assert gpu is None
+    assert "takes the first GPU" in caplog.text
 
 
 JOB = """

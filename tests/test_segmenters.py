@@ -2,6 +2,8 @@
 
 import copy
 import hashlib
+import json
+import os
 import pickle
 from functools import partial
 from pathlib import Path
@@ -436,6 +438,78 @@ def test_reading_explains_too(kind: str, message: str, sam: Sam, tmp_path: Path)
     _write(kind, dict(sam.state_dict()), path)
     with pytest.raises(ConfigError, match=message):
         loading.read_weights(path)
+
+
+@pytest.mark.usefixtures("as_vit_b")
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: {}, "cut off|no tensors"),
+        (lambda w: {f"x.{k}": v for k, v in w.items()}, "holds no weights of this model"),
+        (lambda w: {k: torch.full_like(v, torch.nan) for k, v in w.items()}, "NaN or infinity"),
+        (lambda w: {k: torch.zeros_like(v) for k, v in w.items()}, "nothing but zeros"),
+        (lambda w: {k: v.to(torch.int16) for k, v in w.items()}, "another kind of number"),
+    ],
+)
+def test_weights_that_are_none_never_load(
+    change: Any, message: str, suffix: str, sam: Sam, tmp_path: Path
+) -> None:
+    path = tmp_path / f"w.{suffix}"
+    weights = {k: v.contiguous() for k, v in change(sam.state_dict()).items()}
+    torch.save(weights, path) if suffix == "pth" else save_file(weights, path)
+    with pytest.raises(ConfigError, match=message):
+        loading.load_segmenter({"model": "medsam", "checkpoint": str(path)}, "cpu")
+
+
+@pytest.mark.usefixtures("as_vit_b")
+@pytest.mark.parametrize("checksum", [None, f"sha256:{'0' * 64}"])
+@pytest.mark.parametrize("kind", ["/dev/zero", "pipe", "folder", "hole"])
+def test_only_files_of_a_models_size_are_read(
+    kind: str, checksum: str | None, tmp_path: Path
+) -> None:
+    path = Path(kind) if kind.startswith("/") else tmp_path / "w.pth"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "hole":
+            path.write_bytes(b"x")
+            os.truncate(path, 1 << 37)
+    settings = {"model": "medsam", "checkpoint": str(path), "checksum": checksum}
+    with pytest.raises(ConfigError, match="weights file"):
+        loading.load_segmenter(settings, "cpu")
+
+
+def test_torchscript_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), path)
+    with pytest.raises(ConfigError, match=r"TorchScript archive.*safetensors"):
+        loading.read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("embed_dim", 1 << 19, "cut off|describes no model"),
+        ("depth", 10**9, "none that a model can have"),
+        ("stem", "x", "describes no model"),
+        ("num_heads", 0, "describes no model"),
+        ("more", 1, "not read here"),
+    ],
+)
+def test_a_compact_folder_is_read_with_care(
+    key: str, value: Any, message: str, tmp_path: Path
+) -> None:
+    for name in ("sam.json", "sam.safetensors"):
+        (tmp_path / name).write_bytes((loading.COMPACT / name).read_bytes())
+    loading.load_compact(tmp_path)
+    config = json.loads((tmp_path / "sam.json").read_text())
+    config["model"][key] = value
+    (tmp_path / "sam.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=message):
+        loading.load_compact(tmp_path)
 
 
 def test_damaged_safetensors_are_explained(tmp_path: Path) -> None:

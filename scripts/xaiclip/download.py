@@ -230,6 +230,8 @@ def _store(
             told = now
             share = f" of {_bytes(expected)}" if expected else ""
             log.info("%s: %s%s", remote.name, _bytes(part.length), share)
+    if not part.length:
+        raise _Broken(f"the connection broke after 0 of {expected or 'some'} bytes")
     if expected is not None and part.length < expected:
         raise _Broken(f"the connection broke after {part.length} of {expected} bytes")
 

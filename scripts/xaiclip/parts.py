@@ -184,19 +184,23 @@ def _timed(kind: type[http.client.HTTPConnection]) -> Callable[..., Any]:
 
     class Timed(kind):  # type: ignore[misc,valid-type]
         def getresponse(self) -> http.client.HTTPResponse:
-            waited = threading.Timer(self.timeout, _hang_up, [self.sock])
+            late = threading.Event()
+            waited = threading.Timer(self.timeout, _hang_up, [self.sock, late])
             waited.daemon = True
             waited.start()
             try:
                 answer: http.client.HTTPResponse = super().getresponse()
-                return answer
             finally:
                 waited.cancel()
+            if late.is_set():  # what there was of the head is taken for all of it
+                raise TimeoutError("no answer in time")
+            return answer
 
     return Timed
 
 
-def _hang_up(connection: socket.socket) -> None:
+def _hang_up(connection: socket.socket, late: threading.Event) -> None:
+    late.set()
     with suppress(OSError):
         socket.socket.shutdown(connection, socket.SHUT_RDWR)
 

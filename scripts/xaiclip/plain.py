@@ -94,7 +94,7 @@ def _is_plain(key: str, value: object) -> bool:
         return _WORD.fullmatch(value) is not None and ".." not in value
     if isinstance(value, int):
         many = "layers" in key or "heads" in key or "depth" in key
-        return -1 <= value <= (MAX_COUNT if many else MAX_NUMBER)
+        return -MAX_COUNT <= value <= (MAX_COUNT if many else MAX_NUMBER)
     if isinstance(value, float):
         return math.isfinite(value) and abs(value) <= MAX_NUMBER
     return isinstance(value, list | dict) and len(value) <= MAX_COUNT

@@ -158,6 +158,8 @@ def check_sums(folder: Path, names: Collection[str | None]) -> None:
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive, as OpenAI published CLIP."""
+    if not path.is_file():  # looking for the end of a device would never end
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
             return any(

@@ -115,6 +115,11 @@ class Backbone(nn.Module):
         self.width, self.grid = int(tokens[0].shape[1]), int(tokens[0].shape[2])
         self.embed_dim = int(text.shape[1])
 
+    @property
+    def revision(self) -> str | None:
+        """What came from a hub, for provenance; None if nothing did."""
+        return " + ".join(self.revisions) or None
+
     def train(self, mode: bool = True) -> Backbone:
         """Stay in evaluation mode."""
         return super().train(False)

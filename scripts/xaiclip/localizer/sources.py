@@ -117,11 +117,11 @@ def _named(config: ClipConfig, name: str, pretrained: str | None) -> Source:
             f"Backbone '{name}' needs weights: set localizer.pretrained to a tag of open_clip "
             f"({tags}) or to a checkpoint file."
         )
-    folders, revisions = _towers(config, None)
     tag = get_pretrained_cfg(name, pretrained)
     if tag:
         config = replace(config, mean=tuple(tag["mean"]), std=tuple(tag["std"]))
         weights = _tagged(f"{name} ({pretrained})", tag)
+        folders, revisions = _towers(config, None)
         return Source(config, weights, folders, bool(tag.get("quick_gelu")), revisions)
     path = Path(pretrained)
     if not path.exists():
@@ -129,6 +129,7 @@ def _named(config: ClipConfig, name: str, pretrained: str | None) -> Source:
             f"Backbone '{name}' could not be loaded: localizer.pretrained '{pretrained}' is "
             "neither a file nor a tag that open_clip has for it."
         )
+    folders, revisions = _towers(config, None)
     return Source(config, path, folders, is_torchscript(path), revisions)
 
 
