@@ -314,11 +314,11 @@ def test_evaluation_windows_ct_at_40_and_400() -> None:
             raise StopIteration
 
     piece = discs()
-    values = np.array([-500, -160, 40, 240, 900], np.int16)
+    values = np.array([-500, -100, 40, 140, 900], np.int16)
     piece.image[:5, :5] = values
     with pytest.raises(StopIteration):
         c.evaluate(Spy(), [piece])  # type: ignore[arg-type]
-    assert seen[0][0, :5].tolist() == [0, 0, 127, 255, 255]
+    assert seen[0][0, :5].tolist() == [0, 38, 127, 191, 255]
 
 
 @pytest.mark.parametrize("box", ["reference", "sloppy"])
