@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from xaiclip.data import phantom
 from xaiclip.data.pool import PoolSlice, add_volume, load_pool
@@ -59,7 +60,7 @@ def test_examples_are_what_they_say(seed: int, modality: str, blobs: float) -> N
     assert drawn.image.shape == (64, 64)
     assert drawn.image.dtype == np.float32
     assert drawn.image.min() == 0
-    assert drawn.image.max() <= 1
+    assert drawn.image.max() == pytest.approx(1)
     assert drawn.targets.shape == (3, 32, 32)
     assert (drawn.targets >= 0).all()
     assert (drawn.targets <= 1).all()
@@ -89,6 +90,49 @@ def test_targets_follow_the_image() -> None:
         assert contrast > 0.1
 
 
+@pytest.mark.parametrize(("size", "scale"), [(64, 1), (32, 0.5)])
+def test_a_view_keeps_places_to_the_half_pixel(size: int, scale: float) -> None:
+    """From a slice of 30 × 50 to the square: ramps say where a pixel comes from."""
+    view = np.diag([64.0, 64.0, 1.0]).astype(np.float32)
+    for axis, side in ((0, 30), (1, 50)):
+        ramp = np.broadcast_to(
+            np.expand_dims(np.arange(side, dtype=np.float32), 1 - axis), (30, 50)
+        ).copy()
+        wanted = (np.arange(size) + 0.5) * side / size - 0.5
+        middle = slice(3, -3)
+        line = c._warp(ramp, view, size, scale, 1)
+        at = line[:, size // 2] if axis == 0 else line[size // 2]
+        np.testing.assert_allclose(at[middle], wanted[middle], atol=0.05)
+
+
+def test_a_close_view_looks_at_an_organ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Centre x and y in fractions of width and height."""
+    label = np.zeros((60, 80), np.uint8)
+    label[6:12, 60:76] = 1
+    piece = dataclasses.replace(discs(), label=label)
+    seen = []
+    original = c._view
+    monkeypatch.setattr(
+        c, "_view", lambda shape, centre, *a: seen.append(centre) or original(shape, centre, *a)
+    )
+    c.example(piece, np.random.default_rng(0), size=64, prompts=1)
+    np.testing.assert_allclose(seen[0], [67.5 / 80, 8.5 / 60])
+
+
+def test_coarser_slices_are_coarser_in_millimetres() -> None:
+    """Rows of 1 mm are joined, columns of 5 mm left."""
+    piece = dataclasses.replace(discs(), spacing=(1.0, 5.0))
+    shapes = set()
+    for seed in range(12):
+        shapes.add(
+            c._coarser(np.zeros((200, 90), np.float32), piece, np.random.default_rng(seed)).shape
+        )
+    assert len(shapes) > 2
+    for height, width in shapes - {(200, 90)}:
+        assert 200 / 4.3 <= height <= 100
+        assert width == 90
+
+
 def test_bounds_are_edges() -> None:
     mask = np.zeros((10, 12), bool)
     mask[2:5, 3:9] = True
@@ -108,6 +152,42 @@ def test_the_loss_counts_every_organ_alike() -> None:
     large, small = (c.loss_of(m, targets, boxes).item() for m in missed)
     assert 0.2 < small / large < 5
     assert c.loss_of(torch.zeros_like(right), targets, boxes) > 1
+
+
+def test_the_loss_recomputed() -> None:
+    """Dice with 1 above and below; cross-entropy inside the box and outside, averaged apart."""
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(0, 2, (2, 2, 8, 8)), rng.random((2, 2, 8, 8))
+    boxes = np.array([[[1, 2, 5, 7], [0, 0, 8, 3]], [[2, 2, 3, 4], [4, 1, 7, 8]]])
+    losses = []
+    for one, target, box in zip(
+        logits.reshape(4, 8, 8), targets.reshape(4, 8, 8), boxes.reshape(4, 4), strict=True
+    ):
+        p = 1 / (1 + np.exp(-one))
+        dice = (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
+        entropy = -(target * np.log(p) + (1 - target) * np.log(1 - p))
+        inside = np.zeros((8, 8), bool)
+        inside[box[1] : box[3], box[0] : box[2]] = True
+        losses.append(1 - dice + entropy[inside].mean() + entropy[~inside].mean())
+    given = (torch.tensor(x, dtype=torch.float32) for x in (logits, targets, boxes))
+    assert c.loss_of(*given).item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_the_average_follows_slowly() -> None:
+    one, two = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    for model, value in ((one, 1.0), (two, 3.0)):
+        torch.nn.init.constant_(model.weight, value)
+    c._averaged(two, one, 0.9)
+    assert one.weight.item() == pytest.approx(0.9 * 1 + 0.1 * 3)
+    assert two.weight.item() == 3
+
+
+def test_held_out_volumes_are_on_one_side() -> None:
+    pieces = [discs(seed=i // 2) for i in range(24)]
+    learnt, held = c._split(pieces, 3)
+    assert {p.volume for p in held} == {"v0", "v4", "v9"}  # by name: v0, v1, v10, v11, v2, …
+    assert not {p.volume for p in held} & {p.volume for p in learnt}
+    assert len(held) + len(learnt) == 24
 
 
 def test_the_shipped_size() -> None:
@@ -174,6 +254,30 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(pool: Path, tmp_pa
     assert resumed.read_bytes() == straight.read_bytes()
 
 
+def test_what_is_saved_and_what_the_loss_sees(
+    pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The averaged weights; boxes in pixels of the logits, of which a side has 32."""
+    seen = []
+    original = c.loss_of
+    monkeypatch.setattr(c, "loss_of", lambda *given: seen.append(given) or original(*given))
+    path = c.train_sam(pool, tmp_path / "out", SHORT)
+    state = torch.load(path.parent / "sam.checkpoint.pt", weights_only=True)
+    saved = load_file(path)
+    assert all(torch.equal(saved[k], v.half()) for k, v in state["ema"].items())
+    assert any(not torch.equal(saved[k], v.half()) for k, v in state["model"].items())
+    assert len(seen) == 4
+    for logits, targets, boxes in seen:
+        assert logits.shape == targets.shape == (3, 2, 32, 32)
+        for target, (x0, y0, x1, y1) in zip(
+            targets.flatten(0, 1).numpy(), boxes.flatten(0, 1).numpy(), strict=True
+        ):
+            rows, columns = np.nonzero(target > 0.5)
+            assert abs((x0 + x1) / 2 - columns.mean() - 0.5) < 10
+            assert abs((y0 + y1) / 2 - rows.mean() - 0.5) < 10
+            assert max(x1, y1) <= 32
+
+
 def test_training_ends_by_the_clock(pool: Path, tmp_path: Path) -> None:
     timed = dataclasses.replace(SHORT, steps=10**6, minutes=0.02)
     path = c.train_sam(pool, tmp_path / "out", timed)
@@ -199,6 +303,22 @@ def test_trained_weights_are_loaded_and_checked(pool: Path, tmp_path: Path) -> N
     (folder / "SHA256SUMS").write_text(f"{'0' * 64}  sam.safetensors\n")
     with pytest.raises(ConfigError, match=r"sam\.safetensors has sha256"):
         loading.load_segmenter(settings, "cpu")
+
+
+def test_evaluation_windows_ct_at_40_and_400() -> None:
+    seen = []
+
+    class Spy:
+        def prepare(self, image: np.ndarray) -> torch.Tensor:
+            seen.append(image)
+            raise StopIteration
+
+    piece = discs()
+    values = np.array([-500, -100, 40, 140, 900], np.int16)
+    piece.image[:5, :5] = values
+    with pytest.raises(StopIteration):
+        c.evaluate(Spy(), [piece])  # type: ignore[arg-type]
+    assert seen[0][0, :5].tolist() == [0, 38, 127, 191, 255]
 
 
 @pytest.mark.parametrize("box", ["reference", "sloppy"])

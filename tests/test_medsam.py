@@ -26,15 +26,9 @@ def state():
     return weights
 
 
-FORMS = {
-    "plain": lambda state: state,
-    "nested": lambda state: {"model": state, "epoch": 3},
-    "parallel": lambda state: {f"module.{name}": value for name, value in state.items()},
-}
-
-
-def load(state, form, path):
-    torch.save(FORMS[form](state), path)
+def load(state, path):
+    """As somebody tuned it on several devices; test_segmenters.py has the other forms, small."""
+    torch.save({"model": {f"module.{name}": value for name, value in state.items()}}, path)
     segmenter = load_segmenter({"model": "medsam", "checkpoint": str(path)}, "cpu", "fp32")
     path.unlink()
     assert isinstance(segmenter, SamSegmenter)
@@ -42,12 +36,11 @@ def load(state, form, path):
 
 
 @pytest.mark.slow
-def test_every_form_loads_and_explains_as_segment_anything_would(state, tmp_path):
-    for form in ("nested", "parallel"):
-        loaded = load(state, form, tmp_path / "medsam.pth").sam.state_dict()
-        assert all(torch.equal(loaded[name], value) for name, value in state.items())
-        del loaded
-    segmenter = load(state, "plain", tmp_path / "medsam.pth")
+def test_its_weights_load_and_explain_as_segment_anything_would(state, tmp_path):
+    segmenter = load(state, tmp_path / "medsam.pth")
+    loaded = segmenter.sam.state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
 
     seen = []
 
@@ -69,18 +62,22 @@ def test_every_form_loads_and_explains_as_segment_anything_would(state, tmp_path
             return logits - seen[0][1].median()
 
     image = np.random.default_rng(0).integers(0, 256, (1024, 1024), dtype=np.uint8)
-    upper = np.arange(1024)[:, None].repeat(1024, 1) < 400  # meets two of the four windows
-    target = Target("case", 0, image, {"liver": np.array(BOX)}, {"liver": upper}, "roi")
+    corner = np.zeros((1024, 1024), bool)
+    corner[:400, :300] = True  # meets one of the four windows
+    target = Target("case", 0, image, {"liver": np.array(BOX)}, {"liver": corner}, "roi")
     windows = Run("occlusion", {"window": 256, "stride": 256, "min_overlap": 0.0}, batch_size=1)
     scores, skips = score_slice(Spy(), target, windows)
     assert not skips
     (table,) = scores.tables.values()
-    assert table.scores.shape[:2] == (2, 1)
+    assert table.scores.shape[:2] == (1, 1)
     assert np.isfinite(table.scores).all()
 
-    inputs, logits = seen[1]  # the first window
+    (whole, _), (inputs, logits) = seen  # the slice, then the window
     assert inputs.shape == (1, 3, 1024, 1024)
-    assert not torch.equal(inputs, seen[0][0])
+    changed = (inputs != whole)[0].any(0)
+    assert changed[:512, :512].float().mean() > 0.99
+    assert not changed[512:].any()
+    assert not changed[:, 512:].any()
     with torch.device("meta"):
         sam = sam_model_registry["vit_b"]()
     sam.load_state_dict(state, assign=True)

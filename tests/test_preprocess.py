@@ -227,8 +227,8 @@ def odd_slice():
     "given",
     [
         PreprocessSettings(size=41),
-        PreprocessSettings(41, True, 10, 2, 81, 3.5, 5),
-        PreprocessSettings(41, False, 10, 10, 99, 1.2, 3),
+        PreprocessSettings(41, True, 10, 2, 81, 9.0, 5),
+        PreprocessSettings(41, False, 10, 10, 99, 4.0, 3),
         PreprocessSettings(41, clip=0),
     ],
 )

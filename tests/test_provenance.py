@@ -112,6 +112,15 @@ def test_the_same_content_under_another_name_is_other_code(tree):
     assert code_hash("run.py", root=tree) != before
 
 
+def test_a_module_that_becomes_a_package_is_other_code(tmp_path):
+    (tmp_path / "run.py").write_text("import lib\n")
+    (tmp_path / "lib.py").write_text("x = 1\n")
+    before = code_hash("run.py", root=tmp_path)
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib.py").rename(tmp_path / "lib" / "__init__.py")
+    assert code_hash("run.py", root=tmp_path) != before
+
+
 def test_the_hash_does_not_hang_on_the_process(tree):
     """Sets are walked in another order in each process."""
     program = (

@@ -138,6 +138,17 @@ def test_a_file_of_each_kind(tmp_path, pattern, wanted, gone, foreign):
     assert found == ([str(tmp_path / gone)] if gone else [])
 
 
+@pytest.mark.parametrize("name", ["roi_body", "roi_reference", "roi_body_slic"])
+def test_a_guidance_is_not_a_variant_of_another(tmp_path, name):
+    """`roi_body` without its variant looks like `roi` with a variant called `body`."""
+    (tmp_path / f"lime_{name}.nii.gz").touch()
+    patterns = ["{method}_{guidance}.nii.gz", "{method}_{guidance}_{rest}.nii.gz"]
+    found = stale_files(tmp_path, patterns, CONFIGURED)
+    assert found == [str(tmp_path / f"lime_{name}.nii.gz")]
+    both = {**CONFIGURED, "guidance": ["roi", "roi_body", "roi_reference"]}
+    assert stale_files(tmp_path, patterns, both) == []
+
+
 def test_what_killed_jobs_were_writing_is_listed(tmp_path):
     (tmp_path / "deep" / "er").mkdir(parents=True)
     left = tmp_path / "deep" / "er" / f"{TEMPORARY}ab12-x.npz"

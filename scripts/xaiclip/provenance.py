@@ -52,7 +52,10 @@ def imported_files(path: Path, root: Path = SCRIPTS) -> list[Path]:
         if current in seen:
             continue
         seen.add(current)
-        waiting.extend(_imports(current, root, current.stat().st_mtime_ns))
+        names = _imported_names(current, root, current.stat().st_mtime_ns)
+        # looked up anew each time: a module may have become a package since
+        files = (_module_file(name, root) for name in names)
+        waiting.extend(file for file in files if file is not None)
     return sorted(seen)
 
 
@@ -73,11 +76,9 @@ def _content_hash(path: Path, _mtime: int) -> bytes:
 
 
 @cache
-def _imports(path: Path, root: Path, _mtime: int) -> tuple[Path, ...]:
+def _imported_names(path: Path, root: Path, _mtime: int) -> frozenset[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    names = {name for node in executed(tree) for name in _names(node, path, root)}
-    files = (_module_file(name, root) for name in names)
-    return tuple(file for file in files if file is not None)
+    return frozenset(name for node in executed(tree) for name in _names(node, path, root))
 
 
 def _names(node: ast.AST, path: Path, root: Path) -> Iterator[str]:
