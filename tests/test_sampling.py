@@ -450,6 +450,23 @@ def test_few_masks_and_a_small_roi_do_not_break_the_control_variate(masks):
     assert np.abs(one.map[dot[0]]).max() < 1e-6
 
 
+def test_few_masks_are_weighed_by_hand():
+    """Too few for a regression: each score less the mean of the other folds, which do not cancel
+    as 7 masks fill 5 folds unequally."""
+    settings = rise.Settings(masks=7, probability=0.3)
+    plan = rise.plans(context(settings=vars(settings)))["masks"]
+    scores = 5 + np.random.default_rng(8).random(7)
+    others = [[k for k in range(7) if k % 5 != own % 5] for own in range(7)]
+    residual = np.array([scores[k] - scores[rest].mean() for k, rest in enumerate(others)])
+    assert abs(residual.sum()) > 0.01
+    away = plan.keep(0, 7, 32)[:, 0].double().numpy() - 0.3
+    own = overlap(7, 32, 32).diagonal()
+    terms = residual[:, None, None] * away / (0.3 * 0.7 * np.outer(own, own))
+    slope, error = rise.slopes_at_points("control_variate", plan, scores[:, None], settings)
+    np.testing.assert_allclose(slope[0], terms.mean(0), atol=1e-5)
+    np.testing.assert_allclose(error[0], terms.std(0, ddof=1) / np.sqrt(7), rtol=1e-4)
+
+
 def test_one_mask_tells_nothing():
     ctx = context(settings={"masks": 1, "estimators": ["control_variate", "covariance"]})
     plan = rise.plans(ctx)["masks"]
