@@ -111,6 +111,32 @@ def test_fills():
         fill_image("purple", INPUTS)
 
 
+@pytest.mark.parametrize("shape", [(128, 128), (64, 128), (160, 96)])
+def test_blur_is_as_wide_as_the_longer_side_says(shape):
+    point = torch.zeros(1, *shape)
+    row, column = shape[0] // 2, shape[1] // 2
+    point[0, row, column] = 1
+    blurred = fill_image("blur", point)[0].double()
+    assert blurred.sum().item() == pytest.approx(1, abs=1e-3)
+    for axis, at in ((1, row), (0, column)):
+        away = torch.arange(len(blurred.sum(axis))) - at
+        spread = float((blurred.sum(axis) * away**2).sum()) ** 0.5
+        assert spread == pytest.approx(max(shape) / 32, rel=0.03)
+
+
+def test_values_are_told_apart_by_their_names():
+    names = ("soft_dice", "hard_dice", "false_positive_area")
+    found = score(windows(5), MODEL, INPUTS, PROMPTS, names)
+    other = score(windows(5), MODEL, INPUTS, PROMPTS, names[::-1])
+    for some in (["false_positive_area"], ["hard_dice", "soft_dice"], [*names]):
+        np.testing.assert_allclose(found.of(some), other.of(some), atol=1e-6)
+        np.testing.assert_allclose(found.baseline_of(some), other.baseline_of(some), atol=1e-6)
+        assert found.of(some).shape == (5, 2, len(some))
+    assert (found.baseline_of(["false_positive_area"]) == 0).all()
+    assert (found.baseline_of(["hard_dice"]) == 1).all()
+    assert (found.baseline_of(["soft_dice"]) < 1).all()
+
+
 class Cramped(FakeSegmenter):
     """Has memory for a few images only."""
 

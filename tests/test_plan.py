@@ -147,6 +147,7 @@ def test_context_selects_organs():
     assert one.organs == ("spleen",)
     assert both.without(np.array([False, True])) == ("liver",)
     assert np.array_equal(one.rois, both.rois[1:])
+    assert np.array_equal(one.masks, both.masks[1:])
     assert np.array_equal(one.union, both.rois[1])
     assert both.union.sum() == both.rois.sum()
     assert context().select(np.array([True, False])).rois is None
