@@ -1,25 +1,32 @@
-"""Figures of slices: their data against the study's files, their drawing against their data."""
+"""Figures of slices: their data against the study's files."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib import rc_context
-from matplotlib.collections import PatchCollection
-from matplotlib.colors import to_hex
-from matplotlib.contour import ContourSet
 from numpy.testing import assert_allclose, assert_array_equal
-from skimage.segmentation import find_boundaries
 
 from figure_study import BATCH, CLASSES, ORGANS, drawn_slice, make_study
+from picture_study import (
+    COLOUR,
+    SHORT,
+    SPLEEN,
+    Stored,
+    four_slices,
+    is_roi,
+    is_segmentation,
+    is_symmetric,
+    kinds,
+    make_files,
+    only,
+    picture,
+    texts,
+)
 from test_figures import files_of
-from xaiclip.explain.store import load_scores
 from xaiclip.preprocess import Letterbox
-from xaiclip.report import colours, style
-from xaiclip.report.figures import DATA, draw
+from xaiclip.report.figures import DATA
 from xaiclip.report.picture import (
     Boxes,
     Fill,
@@ -27,140 +34,24 @@ from xaiclip.report.picture import (
     Note,
     Outline,
     Panel,
-    Picture,
     Segments,
     Words,
 )
-from xaiclip.report.sources import Settings
-from xaiclip.roi import load_rois
-
-#: By the palette of the documentation: the organ's place among the organs.
-COLOUR = dict(zip(ORGANS, ("#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7"), strict=True))
-SHORT = dict(zip(ORGANS, ("Li", "RK", "LK", "Sp", "Pa"), strict=True))
-#: The slice that is looked at is the second, and the organ neither the first nor the last.
-SPLEEN = Settings(CLASSES, organ="spleen")
-PICTURES = [name for name in DATA if name not in
-            ("figure08_comparison", "figure11_lime_distributions", "training_curves")]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def slices() -> dict[str, Any]:
-    """Four slices in the batch's order: no spleen; everything; another; no reference."""
-    return {
-        "d": drawn_slice("d", 1, index=7, without="spleen"),
-        "b": drawn_slice("b", 2, index=4),
-        "c": drawn_slice("c", 3, index=2),
-        "a": drawn_slice("a", 4, index=9),
-    }
+    return four_slices()
 
 
 @pytest.fixture(scope="module")
 def root(slices: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "results" / "demo"
-    items = list(slices.values())
-    return make_study(folder, [*items[:3], replace(items[3], label=None)], truth=items)
-
-
-class Stored:
-    """The study's files, read with numpy alone."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def arrays(self, folder: str) -> tuple[dict[str, np.ndarray], Any]:
-        with np.load(self.root / folder / f"{BATCH}.npz") as file:
-            arrays = {name: file[name] for name in file.files}
-        return arrays, json.loads(arrays.pop("__meta__").tobytes())
-
-    def map(self, name: str, case: str, organ: str, variant: str = "") -> np.ndarray:
-        """The primary map, or the variant's for the same value function."""
-        arrays, rows = self.arrays(f"attributions/{name}")
-        (found,) = [
-            index
-            for index, row in enumerate(rows)
-            if (row["case"], row["organ"], row["value"]) == (case, organ, "soft_dice")
-            and (row["variant"] == variant if variant else row["primary"])
-        ]
-        return arrays[str(found)]
-
-    def details(self, name: str, case: str, organ: str, variant: str) -> dict[str, float]:
-        rows = self.arrays(f"attributions/{name}")[1]
-        return next(row["details"] for row in rows if (row["case"], row["organ"], row["variant"])
-                    == (case, organ, variant) and row["value"] == "soft_dice")  # fmt: skip
-
-    def mask(self, item: Any, organ: str) -> np.ndarray:
-        return self.arrays("segmentation")[0][f"{item.key}/{organ}/roi"]
-
-    def roi(self, item: Any, organ: str) -> Any:
-        return load_rois(self.root / f"roi/{BATCH}.npz")[0][item.key][organ]["localizer"]
-
-    def scores(self, name: str, case: str) -> Any:
-        return next(one for one in load_scores(self.root / f"scores/{name}/{BATCH}.npz")[0]
-                    if one.case == case)  # fmt: skip
-
-    def windows(self, name: str, case: str, organ: str) -> tuple[np.ndarray, int]:
-        """The windows that count for the organ, and how many there are in all."""
-        one = self.scores(name, case)
-        (plan,) = one.plans.values()
-        return plan.windows[plan.members[:, one.context.organs.index(organ)]], plan.n_full
-
-    def probability(self, item: Any) -> np.ndarray:
-        maps = self.arrays("localization/text")[0][item.key].astype(np.float32)
-        return Letterbox.fit(item.image.shape, maps.shape[-1]).invert(maps)
+    return make_files(slices, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
 def stored(root: Path) -> Stored:
     return Stored(root)
-
-
-def picture(root: Path, name: str, settings: Settings = SPLEEN) -> Picture:
-    data = DATA[name](files_of(root, name), settings)
-    assert isinstance(data, Picture)
-    return data
-
-
-def only(panel: Panel, kind: type) -> Any:
-    """The one layer of this kind."""
-    (layer,) = [layer for layer in panel.layers if isinstance(layer, kind)]
-    return layer
-
-
-def kinds(panel: Panel) -> list[str]:
-    return [type(layer).__name__ for layer in panel.layers]
-
-
-def limit(*maps: np.ndarray) -> float:
-    """The scale's end: all but the most extreme 0.5% of what is defined."""
-    values = np.sort(np.abs(np.concatenate([one[np.isfinite(one)] for one in maps])))
-    return float(np.interp(0.995 * (len(values) - 1), np.arange(len(values)), values))
-
-
-def is_symmetric(heat: Heat, *maps: np.ndarray) -> None:
-    assert heat.norm.vmax == pytest.approx(limit(*maps), rel=1e-6)
-    assert heat.norm.vmin == -heat.norm.vmax
-
-
-def is_segmentation(panel: Panel, mask: np.ndarray, organ: str) -> None:
-    for kind in (Fill, Outline):
-        layer = only(panel, kind)
-        assert_array_equal(layer.mask, mask)
-        assert layer.colour == COLOUR[organ]
-
-
-def is_roi(layer: Outline, mask: np.ndarray) -> None:
-    assert_array_equal(layer.mask, mask)
-    assert layer.colour == "white"
-    assert layer.line == (0, (3, 1))
-
-
-def texts(data: Picture) -> tuple[list[str], list[str], list[str]]:
-    """Titles of panels, labels of bars, entries of the legend."""
-    return (
-        [panel.title for panel in data.panels],
-        [bar.label for bar in data.bars],
-        [entry.label for entry in data.legend],
-    )
 
 
 # --- each figure's data ---
@@ -510,120 +401,3 @@ def test_the_segmentation_is_that_of_the_prompt(
     files = {**files_of(root, "figure05_occlusion"), "segmentation": tmp_path / "masks.npz"}
     data = DATA["figure05_occlusion"](files, replace(SPLEEN, prompt=prompt))
     assert_array_equal(only(data.panels[1], Fill).mask, masks[prompt])
-
-
-# --- the drawing shows the data ---
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_the_drawing_shows_the_data(root: Path, name: str) -> None:
-    data = picture(root, name)
-    with rc_context(style.STYLE):
-        figure = draw(data)
-    assert figure.get_suptitle() == data.title
-    count = len(data.panels)
-    axes, bars = figure.axes[:count], figure.axes[count:]
-    for place, (panel, drawn) in enumerate(zip(data.panels, axes, strict=True)):
-        letter = f"$\\bf{{({'abcdefghij'[place]})}}$ "
-        assert drawn.get_title(loc="left") == letter + panel.title
-        shows(drawn, panel)
-        row, column = divmod(place, data.columns)
-        spec = drawn.get_subplotspec()
-        assert (spec.rowspan.start, spec.colspan.start) == (row, column)
-    for bar, drawn in zip(data.bars, bars, strict=True):
-        assert (drawn.get_xlabel() if bar.below else drawn.get_ylabel()) == bar.label
-        heats = [layer for layer in data.panels[bar.of].layers if isinstance(layer, Heat)]
-        ends = drawn.get_xlim() if bar.below else drawn.get_ylim()
-        norm = heats[-1].norm if heats else None
-        assert_allclose(ends, (norm.vmin, norm.vmax) if norm else (0, 255))
-    (legend,) = figure.legends or [None]
-    if legend is None:
-        assert not data.legend
-        return
-    assert [text.get_text() for text in legend.get_texts()] == [one.label for one in data.legend]
-    assert [line.get_color() for line in legend.get_lines()] == [one.colour for one in data.legend]
-    assert legend.get_title().get_text() == data.legend_title
-
-
-def shows(axes: Any, panel: Panel) -> None:
-    """The artists of a panel hold what its layers say, in their order and in millimetres."""
-    item = panel.item
-    height, width = 96 * 3.0, 128 * 2.5
-    images = list(axes.images)
-    for image in images:
-        assert list(image.get_extent()) == [0, width, height, 0]
-    grey = item.image if panel.image is None else panel.image
-    first = images.pop(0)
-    assert_array_equal(first.get_array(), grey)
-    assert first.get_clim() == (0, 255)
-    edges = [one for one in axes.collections if isinstance(one, ContourSet)]
-    patches = [one for one in axes.collections if isinstance(one, PatchCollection)]
-    words = [text.get_text() for text in axes.texts]
-    for layer in panel.layers:
-        match layer:
-            case Heat():
-                image = images.pop(0)
-                shown = np.ma.masked_invalid(layer.values)
-                assert_array_equal(np.ma.getmaskarray(image.get_array()), shown.mask)
-                assert_array_equal(image.get_array().compressed(), shown.compressed())
-                assert image.norm is layer.norm
-                signed = layer.norm.vmin == -layer.norm.vmax
-                assert image.get_cmap() is (colours.SIGNED if signed else colours.UNSIGNED)
-                if not np.isfinite(layer.values).all():
-                    encloses(edges.pop(0), np.isfinite(layer.values))
-            case Outline():
-                if layer.mask.any():
-                    edge = edges.pop(0)
-                    encloses(edge, layer.mask)
-                    assert to_hex(edge.get_edgecolor()[0]) == to_hex(layer.colour)
-            case Fill():
-                image = images.pop(0)
-                assert_array_equal(~np.ma.getmaskarray(image.get_array()), layer.mask)
-                assert to_hex(image.get_cmap()(0)) == to_hex(layer.colour)
-            case Segments():
-                image = images.pop(0)
-                lines = ~np.ma.getmaskarray(image.get_array())
-                assert_array_equal(lines, find_boundaries(layer.labels))
-            case Boxes():
-                patch = patches.pop(0)
-                scale = np.array([width / layer.shape[1], height / layer.shape[0]] * 2)
-                found = [path.get_extents().extents for path in patch.get_paths()]
-                assert_allclose(found, np.asarray(layer.corners) * scale)
-                assert to_hex(patch.get_edgecolor()[0]) == to_hex(layer.colour)
-            case Words():
-                text = next(one for one in axes.texts if one.get_text() == layer.words)
-                x, y = text.get_position()
-                row, column = int(y / height * 96), int(x / width * 128)
-                assert layer.mask[row, column]
-            case Note():
-                assert layer.words in [" ".join(word.split()) for word in words]
-    assert not images
-    assert not edges
-    assert not patches
-    sides = [word for word in words if word in ("R", "L", "5 cm")]
-    assert sides == (["R", "L", "5 cm"] if panel.marks else [])
-    assert (panel.side in words) or not panel.side
-
-
-def encloses(edge: ContourSet, mask: np.ndarray) -> None:
-    """The middles of the mask's pixels lie inside the line, those of the others outside."""
-    rows, columns = mask.shape
-    x, y = np.meshgrid(
-        (np.arange(columns) + 0.5) * 320 / columns, (np.arange(rows) + 0.5) * 288 / rows
-    )
-    points = np.stack([x.ravel(), y.ravel()], 1)
-    inside = np.zeros(len(points), bool)
-    for path in edge.get_paths():
-        for ring in path.to_polygons(closed_only=True):
-            inside ^= type(path)(ring).contains_points(points)
-    assert (inside.reshape(mask.shape) == mask).mean() > 0.9995
-
-
-def test_the_patients_right_is_on_the_left(root: Path) -> None:
-    figure = draw(picture(root, "figure05_occlusion"))
-    places = {text.get_text(): text.get_position()[0] for text in figure.axes[0].texts}
-    assert places["R"] < 0.1 * 320
-    assert places["L"] > 0.9 * 320
-    (bar,) = figure.axes[0].lines
-    assert np.ptp(bar.get_xdata()) == 50  # "5 cm", in millimetres
-    assert np.ptp(bar.get_ydata()) == 0

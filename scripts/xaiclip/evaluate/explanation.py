@@ -108,7 +108,7 @@ def fidelity(
 ) -> list[dict[str, float]]:
     """The paper's fidelity (section IV-C) of each organ: how little perturbations changed its mask.
 
-    A perturbation that never touches the organ has fidelity 1.
+    It is near 1 for perturbations far from the organ, whatever the map is worth: no quality.
 
     Args:
         scores: (N, O, V) value functions of the perturbed forwards (without the baseline).

@@ -327,7 +327,7 @@ def _explained(sources: Sources, columns: Sequence[str]) -> pd.DataFrame:
         columns=[*names, "primary", "skipped", *columns],
         filters=[("primary", "==", True)],
     )
-    rows = rows[rows["skipped"].isna() & rows["primary"].eq(True)]
+    rows = rows[rows["skipped"].isna()]
     if rows.empty:
         raise CaseError("No organ of any case is explained: see skipped.tsv for the reasons.")
     special = rows["roi_source"].isin(["reference", "body"])
