@@ -106,6 +106,8 @@ rule slices:
             "labels": label_table(config),
             "window": config["data"]["window"],
             "percentiles": config["data"]["percentiles"],
+            "orientation": config["data"]["orientation"],
+            "implausible": config["data"]["implausible"],
             "slices": config["data"]["slices"][w.batch.split("-")[0]],
         },
         scans=scan_stamps,

@@ -96,10 +96,8 @@ rule metrics:
         "../scripts/metrics.py"
 
 
-# What each stage left out.
+# What each stage after the slices left out.
 SKIPS = [
-    "slices/{batch}.npz",
-    "preprocessed/{batch}.npz",
     *(f"localization/{variant}/{{batch}}.npz" for variant in VARIANTS),
     *(f"metrics/parts/localizer/{variant}_{{batch}}.npz" for variant in VARIANTS),
     "roi/{batch}.npz",
@@ -109,14 +107,19 @@ SKIPS = [
 
 rule skipped:
     input:
+        slices=expand(
+            "results/{run}/slices/{batch}.npz",
+            batch=(batches("train") if TRAINS else []) + batches("test"),
+            allow_missing=True,
+        ),
+        preprocessed=expand(
+            "results/{run}/preprocessed/{batch}.npz",
+            batch=(batches("train") if TRAINS else []) + batches("test"),
+            allow_missing=True,
+        ),
         stages=expand(
             [f"results/{{run}}/{file}" for file in SKIPS],
             batch=batches("test"),
-            allow_missing=True,
-        )
-        + expand(
-            [f"results/{{run}}/{file}" for file in SKIPS[:2]],
-            batch=batches("train") if TRAINS else [],
             allow_missing=True,
         ),
         maps=expand(
@@ -129,7 +132,8 @@ rule skipped:
         segmenter="results/{run}/metrics/segmenter.parquet",
         explanations="results/{run}/metrics/explanations.parquet",
     output:
-        "results/{run}/skipped.tsv",
+        skipped="results/{run}/skipped.tsv",
+        warnings="results/{run}/warnings.tsv",
     log:
         "results/{run}/logs/skipped.log",
     localrule: True
@@ -141,6 +145,6 @@ rule skipped:
     params:
         code=code("skipped.py"),
     message:
-        "What was left out, and why"
+        "What was left out, and why; what looks wrong"
     script:
         "../scripts/skipped.py"

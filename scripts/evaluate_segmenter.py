@@ -43,7 +43,8 @@ with job(snakemake) as log:
             "n_pixels": int(mask.sum()),
             "dice": dice(mask, reference),
             "iou": iou(mask, reference),
-            **surface_distances(mask, reference, item.spacing),
+            # without geometry there are no mm
+            **(surface_distances(mask, reference, item.spacing) if item.geometry.measured else {}),
         }
 
     for item in slices:

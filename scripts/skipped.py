@@ -1,4 +1,4 @@
-"""List what was left out of the study, and why."""
+"""List what was left out of the study, and why; and what was used though it looks wrong."""
 
 from _job import job
 
@@ -10,10 +10,11 @@ with job(snakemake) as log:
     import pyarrow.compute as pc
 
     from xaiclip.errors import UNEXPECTED, Skip
-    from xaiclip.files import atomic, load_skips
+    from xaiclip.files import atomic, load_meta, load_skips
 
     inputs = snakemake.input
-    skips = [skip for path in inputs.stages for skip in load_skips(path)]
+    stages = (*inputs.slices, *inputs.preprocessed, *inputs.stages)
+    skips = [skip for path in stages for skip in load_skips(path)]
     for path in inputs.maps:
         skips += [Skip(**skip) for skip in json.loads(Path(path).read_text(encoding="utf-8"))]
     # a row without a slice stands for a case that the slices' own skips tell of
@@ -47,6 +48,11 @@ with job(snakemake) as log:
     columns = ["case", "slice", "organ", "stage", "reason"]
     table = pd.DataFrame([skip.to_dict() for skip in skips], columns=columns).drop_duplicates()
     table["slice"] = table["slice"].astype("Int64")
-    with atomic(snakemake.output[0]) as temporary:
+    with atomic(snakemake.output.skipped) as temporary:
         table.sort_values(columns, na_position="first").to_csv(temporary, sep="\t", index=False)
     log.info("%d things left out, %d whole cases", len(table), int(table["organ"].isna().sum()))
+    warnings = [row for path in inputs.slices for row in load_meta(path)["warnings"]]
+    doubts = pd.DataFrame(warnings, columns=["case", "stage", "reason"]).drop_duplicates()
+    with atomic(snakemake.output.warnings) as temporary:
+        doubts.sort_values(list(doubts)).to_csv(temporary, sep="\t", index=False)
+    log.info("%d warnings", len(doubts))

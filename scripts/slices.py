@@ -15,24 +15,36 @@ with job(snakemake) as log:
     from xaiclip.privacy import case_files
 
     cfg = snakemake.params.cfg
-    slices, skips = [], []
+    slices, skips, warnings = [], [], []
     for row in cfg["cases"]:
         label = Path(row["label"]) if row["label"] else None
         problem = Path(row["problem"]) if row["problem"] else None
         case = Case(
             row["name"], Path(row["image"]), label, row["modality"], row["split"], None, problem
         )
-        settings = {key: cfg[key] for key in ("classes", "labels", "window", "percentiles")}
+        settings = {
+            key: cfg[key]
+            for key in (
+                *("classes", "labels", "window", "percentiles"),
+                *("orientation", "implausible"),
+            )
+        }
         with left_out(skips, case.name, STAGE):
-            taken, missing = take_slices(case, {**settings, **cfg["slices"]})
-            slices += taken
-            for skip in missing:
-                log.warning("%s: %s", skip.case, skip.reason)
-            skips += missing
-    log.info("%d slices of %d cases", len(slices), len(cfg["cases"]))
+            taken = take_slices(case, {**settings, **cfg["slices"]})
+            if not any(skip.slice is None and skip.organ is None for skip in taken.skips):
+                slices += taken.slices
+            skips += taken.skips
+            warnings += taken.warnings
+            for skip in taken.skips:
+                if skip.slice is not None:
+                    log.info("%s: %s", skip.case, skip.reason)
     redact = redactor(snakemake)
     skips = [replace(skip, reason=redact(skip.reason)) for skip in skips]
-    save_slices(snakemake.output.slices, slices, skips)
+    warnings = [replace(one, reason=redact(one.reason)) for one in warnings]
+    for warning in warnings:
+        log.warning("%s: %s", warning.case, warning.reason)
+    log.info("%d slices of %d cases", len(slices), len(cfg["cases"]))
+    save_slices(snakemake.output.slices, slices, skips, warnings)
     files = case_files(cfg["cases"])
     write_json(
         snakemake.output.checksums,

@@ -21,6 +21,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from PIL import Image
 
 from xaiclip.data import sheet
 from xaiclip.data.geometry import display
@@ -102,7 +103,7 @@ def header_bytes(rng, folder):
 
 def header_noise(rng, folder):
     """The magic is right, all else is noise."""
-    raw = bytearray(nib.Nifti1Image(np.zeros(SHAPE, np.int16), np.eye(4)).to_bytes())
+    raw = bytearray(nib.Nifti1Image(np.zeros(SHAPE, np.int16), _affine(rng)).to_bytes())
     start, end = sorted(rng.integers(4, 344, 2))
     raw[start : end + 1] = rng.bytes(end + 1 - start)
     return _store(rng, folder, raw)
@@ -151,7 +152,7 @@ def sheared(rng, folder):
 
 
 def scaling(rng, folder):
-    raw = bytearray(nib.Nifti1Image(np.ones(SHAPE, np.int16), np.eye(4)).to_bytes())
+    raw = bytearray(nib.Nifti1Image(np.ones(SHAPE, np.int16), _affine(rng)).to_bytes())
     struct.pack_into("<2f", raw, 112, *rng.choice([0, 1e38, -1e38, np.nan, np.inf, 1e-40, 2], 2))
     return _store(rng, folder, raw)
 
@@ -174,7 +175,7 @@ def voxel_type(rng, folder):
 
 def extension(rng, folder):
     """An extension of the header that claims to be long."""
-    raw = bytearray(nib.Nifti1Image(np.ones(SHAPE, np.int16), np.eye(4)).to_bytes())
+    raw = bytearray(nib.Nifti1Image(np.ones(SHAPE, np.int16), _affine(rng)).to_bytes())
     struct.pack_into("<f", raw, 108, float(rng.choice([352, 368, 1e9, 2e9, -1, np.nan])))
     raw[348:352] = b"\1\0\0\0"
     struct.pack_into("<2i", raw, 352, int(rng.choice([0, 16, 2**31 - 1, -8])), 6)
@@ -194,6 +195,47 @@ def bomb(rng, folder):
     return path
 
 
+def one_slice(rng, folder):
+    """Of any plane, with or without the axis that it lacks, and some bytes of the header changed."""
+    shape = list(SHAPE)
+    lacks = rng.integers(3)
+    shape[lacks] = 1
+    if lacks == 2 and rng.random() < 0.5:
+        shape = shape[:2]
+    array = rng.integers(-1000, 1000, shape).astype(np.int16)
+    raw = bytearray(nib.Nifti1Image(array, _affine(rng)).to_bytes())
+    for _ in range(rng.integers(0, 4)):
+        raw[rng.integers(40, 352)] = rng.integers(256)
+    return _store(rng, folder, raw)
+
+
+def misnamed(rng, folder):
+    """Packed, but called .nii, or the reverse."""
+    raw = _nifti(rng)
+    packed = rng.random() < 0.5
+    path = folder / f"{rng.choice(NAMES)}{'.nii' if packed else '.nii.gz'}"
+    path.write_bytes(gzip.compress(bytes(raw), 1) if packed else bytes(raw))
+    return path
+
+
+def picture(rng, folder):
+    """A PNG, TIFF or npz with bytes changed, or cut off."""
+    path = folder / f"scan{rng.choice(['.png', '.tif', '.jpg', '.npz'])}"
+    pixels = rng.integers(0, 256, SHAPE[:2]).astype(np.uint8)
+    if path.suffix == ".npz":
+        np.savez_compressed(path, imgs=pixels)
+    else:
+        Image.fromarray(pixels).save(path)
+    content = bytearray(path.read_bytes())
+    if rng.random() < 0.3:
+        content = content[: rng.integers(len(content))]
+    for _ in range(rng.integers(0, 6)):
+        if content:
+            content[rng.integers(len(content))] = rng.integers(256)
+    path.write_bytes(content)
+    return path
+
+
 def other_format(rng, folder):
     path = folder / f"other{rng.choice(['.nii', '.nii.gz', '.mha', '.nrrd', '.mhd', '.dcm', ''])}"
     path.write_bytes(rng.choice([b"", b"\x1f\x8b", b"<html>", b"NRRD0005\n", rng.bytes(500)]))
@@ -203,6 +245,8 @@ def other_format(rng, folder):
 def itk(rng, folder):
     """MHA, MHD or NRRD with some bytes changed, or cut off."""
     image = sitk.GetImageFromArray(rng.integers(-1000, 1000, SHAPE).astype(np.int16))
+    image.SetSpacing(rng.uniform(0.5, 5, 3).tolist())
+    image.SetOrigin(rng.uniform(-300, 300, 3).tolist())
     path = folder / f"scan{rng.choice(['.mha', '.mhd', '.nrrd', '.nhdr'])}"
     sitk.WriteImage(image, str(path), bool(rng.integers(2)))
     content = bytearray(path.read_bytes())
@@ -315,6 +359,7 @@ def rows(rng, folder):
 SCANS = [
     *(truncated, flipped, header_bytes, header_noise, dimensions, spacing, quaternion, sheared),
     *(scaling, values, voxel_type, extension, bomb, other_format, itk, itk_header, dicom),
+    *(one_slice, misnamed, picture),
 ]
 KINDS = [*SCANS, label, rows]
 
@@ -328,36 +373,72 @@ def _sentence(error):
     return "refused" if good else f"traceback: not a sentence: {text!r}"
 
 
-def _same_as_nibabel(path):
-    """Whether a scan has the voxels and places that nibabel gives it, and leads back to them."""
+def _as_nibabel(path):
+    """Voxels of a NIfTI file, packed or not, and the affines that its header has."""
+    content = path.read_bytes()
+    content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    kind = nib.Nifti2Image if 540 in struct.unpack("<i", content[:4]) else nib.Nifti1Image
+    if content[:4] in (b"\x00\x00\x02\x1c", b"\x00\x00\x01\x5c"):
+        kind = nib.Nifti2Image if content[3] == 0x1C else nib.Nifti1Image
+    image = kind.from_bytes(content)
+    unit = {1: 1000, 3: 0.001}.get(int(image.header["xyzt_units"]) & 7, 1)
+    affines = []
+    for form in (image.get_sform, image.get_qform):
+        affine, code = form(coded=True)
+        if code > 0:
+            affines.append(np.diag([unit, unit, unit, 1]) @ affine)
+    return image.get_fdata(dtype=np.float32), affines
+
+
+def _as_itk(path):
+    """The same of ITK's formats; None where ITK does not read the file."""
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError:
+        return None
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return sitk.GetArrayFromImage(image).T, [np.diag([-1, -1, 1, 1]) @ affine]
+
+
+def _same_as_others(path):
+    """Whether a scan has the voxels and places that others give it, and leads back to them."""
     volume = read_volume(path)
-    if path.is_dir() or not path.name.lower().endswith((".nii", ".nii.gz")):
-        stored, affine = None, volume.geometry.affine
-    else:
-        image = nib.load(path)
-        stored = np.squeeze(image.get_fdata(dtype=np.float32))
-        affine = image.affine
-        canonical = nib.as_closest_canonical(nib.Nifti1Image(stored, affine))
-        np.testing.assert_array_equal(volume.array, canonical.get_fdata(dtype=np.float32))
-        np.testing.assert_allclose(
-            volume.geometry.canonical_affine, canonical.affine, rtol=1e-5, atol=1e-4
-        )
+    geometry = volume.geometry
     assert volume.array.ndim == 3
-    assert min(volume.array.shape) > 1
+    assert sum(size > 1 for size in volume.array.shape) > 1
+    assert volume.array.shape[2] > 1 or volume.array.shape == geometry.canonical_shape
     assert np.isfinite(volume.array).all()
-    assert all(0.009 < size < 101 for size in volume.geometry.spacing)
+    assert all(0.009 < size < 101 for size in geometry.spacing)
+    stored = geometry.from_canonical(volume.array)
+    corner = np.array(volume.array.shape) - 1
+    first = np.linalg.inv(geometry.affine) @ geometry.canonical_affine @ [*corner, 1]
+    i, j, k = np.rint(first[:3]).astype(int)
+    assert stored[i, j, k] == volume.array[tuple(corner)]
+    name = path.name.lower()
+    if not path.is_dir() and name.endswith((".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")):
+        others = (_as_nibabel if ".nii" in name else _as_itk)(path)
+    else:
+        others = None
+    if others is not None:
+        truth, affines = others
+        np.testing.assert_array_equal(np.squeeze(stored), np.squeeze(truth))
+        if min(stored.shape) > 1:
+            assert any(
+                np.allclose(geometry.affine, affine, rtol=1e-5, atol=1e-4) for affine in affines
+            )
     depth = volume.array.shape[2]
-    back = restore({k: display(volume.array[:, :, k]) for k in range(depth)}, volume.geometry)
-    np.testing.assert_allclose(back.affine, affine, rtol=1e-5, atol=1e-4)
-    if stored is not None:
-        np.testing.assert_array_equal(back.get_fdata(dtype=np.float32), stored)
+    back = restore({k: display(volume.array[:, :, k]) for k in range(depth)}, geometry)
+    np.testing.assert_allclose(back.affine, geometry.affine, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(back.get_fdata(dtype=np.float32), stored.astype(np.float32))
 
 
 def read(sample):
     """Read a sample as the workflow would; the outcome."""
     try:
         if isinstance(sample, Case):
-            slices, skips = take_slices(sample, SETTINGS)
+            slices, skips, _ = take_slices(sample, SETTINGS)
             assert slices or skips
             for skip in skips:
                 if skip.organ is None and (bad := _sentence(skip.reason)) != "refused":
@@ -367,12 +448,12 @@ def read(sample):
             return "read" if slices else "refused"
         if sample.name.endswith(".tsv"):
             for case in read_sheet(sample):
-                _, skips = take_slices(case, SETTINGS)  # no cell of them is a scan
+                _, skips, _ = take_slices(case, SETTINGS)  # no cell of them is a scan
                 assert [_sentence(skip.reason) for skip in skips] == ["refused"]
                 assert sheet._NAME.fullmatch(case.name)
                 assert ".." not in Path(case.name).parts
             return "read"
-        _same_as_nibabel(sample)
+        _same_as_others(sample)
         return "read"
     except (CaseError, ConfigError) as error:
         return _sentence(error)

@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bad_inputs
-from xaiclip.data.nifti import MAX_TRAILING
 from xaiclip.data.sheet import MAX_NAME, read_sheet
 from xaiclip.data.volumes import read_volume
+from xaiclip.data.voxels import MAX_TRAILING
 from xaiclip.errors import CaseError, ConfigError
 
+PLACED = np.array([[1, 0, 0, 5], [0, 2, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1.0]])
 HEADER = "case\timage\tlabel\tmodality\tsplit"
 REUSED = settings(
     deadline=None,
@@ -38,7 +39,7 @@ def test_the_fuzzer_notices_what_it_looks_for(tmp_path, monkeypatch):
     """A reader that raises, hangs, dies, or mirrors the scan is caught at it."""
     monkeypatch.setattr(bad_inputs, "LIMIT", 1.0)
     scan = tmp_path / "scan.nii"
-    nib.save(nib.Nifti1Image(np.arange(24.0).reshape(2, 3, 4), np.eye(4)), scan)
+    nib.save(nib.Nifti1Image(np.arange(24.0).reshape(2, 3, 4), PLACED), scan)
 
     def mirrored(path):
         volume = read_volume(path)
@@ -122,7 +123,7 @@ def test_a_pipe_or_a_device_is_not_read(tmp_path):
 
 
 def test_a_stream_that_goes_on_is_not_followed(tmp_path):
-    image = nib.Nifti1Image(np.ones((4, 4, 4), np.int16), np.eye(4)).to_bytes()
+    image = nib.Nifti1Image(np.ones((4, 4, 4), np.int16), PLACED).to_bytes()
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(gzip.compress(image + bytes(100)))
     assert read_volume(path).array.shape == (4, 4, 4)
@@ -136,7 +137,7 @@ def test_a_stream_that_goes_on_is_not_followed(tmp_path):
 def test_label_ids_that_would_be_rounded_are_refused(tmp_path, largest):
     array = np.zeros((4, 4, 4))
     array[0, 0, 0] = largest
-    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "label.nii")
+    nib.save(nib.Nifti1Image(array, PLACED), tmp_path / "label.nii")
     assert "ids below" in sentence(tmp_path / "label.nii", label=True)
 
 

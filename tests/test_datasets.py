@@ -1,7 +1,9 @@
 """Published data sets: from the layout of their archives to volumes the right way round."""
 
+import gzip
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -9,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy.spatial.transform import Rotation
 
 import published
 from test_workflow import ROOT, snakemake
@@ -87,7 +90,7 @@ def test_chaos(archive, tmp_path, image_and_label, case, shift):
         assert places["liver"][0] > places["spleen"][0]
         assert places["liver"][2] > places["right"][2]
         assert places["liver"][1] > places["right"][1]
-    (one,), _ = take_slices(
+    (one,), _, _ = take_slices(
         Case(case, out[0], out[1], "MR", "test"),
         {
             "classes": ["background", "liver"],
@@ -194,9 +197,64 @@ def test_flare22(tmp_path, image_and_label):
     flare22.prepare("FLARE22_Tr_0041", archive, *out)
     np.testing.assert_array_equal(read_volume(out[0]).array, image[RAS_OF])
     np.testing.assert_array_equal(read_volume(out[1], label=True).array, label[RAS_OF])
+    for path, stored in zip(out, (image, label), strict=True):
+        np.testing.assert_array_equal(nib.load(path).get_fdata(), stored)
+        np.testing.assert_array_equal(nib.load(path).affine, LPS)
     assert sorted(path.name for path in out[0].parent.iterdir()) == [p.name for p in out]
     with pytest.raises(CaseError, match=r"holds no 'images/FLARE22_Tr_0002_0000\.nii\.gz'"):
         flare22.prepare("FLARE22_Tr_0002", archive, *out)
+
+
+def test_flare22_headers_are_written_anew(tmp_path, image_and_label):
+    """What a header tells beside the geometry may be about the patient."""
+    secret = b"DOE^JANE 1970"
+    files = {}
+    for name, array in zip(
+        ("images/FLARE22_Tr_0041_0000", "labels/FLARE22_Tr_0041"), image_and_label, strict=True
+    ):
+        nifti = nib.Nifti1Image(array, LPS)
+        for field in ("descrip", "aux_file", "intent_name", "db_name"):
+            nifti.header[field] = secret
+        nifti.header.extensions.append(nib.nifti1.Nifti1Extension("comment", secret * 9))
+        files[f"FLARE22Train/{name}.nii.gz"] = gzip.compress(nifti.to_bytes())
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name, content in files.items():
+            assert secret in gzip.decompress(content)
+            archive.writestr(name, content)
+    out = tmp_path / "image.nii.gz", tmp_path / "label.nii.gz"
+    flare22.prepare("FLARE22_Tr_0041", tmp_path / "x.zip", *out)
+    for path, array in zip(out, image_and_label, strict=True):
+        assert b"DOE" not in gzip.decompress(path.read_bytes())
+        np.testing.assert_array_equal(nib.load(path).get_fdata(), array)
+
+
+def test_flare22_names_the_archive_where_a_volume_is_damaged(tmp_path, image_and_label):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("images/FLARE22_Tr_0041_0000.nii.gz", b"no scan")
+        archive.writestr("labels/FLARE22_Tr_0041.nii.gz", b"no label")
+    with pytest.raises(CaseError, match="not a readable NIfTI") as caught:
+        flare22.prepare("FLARE22_Tr_0041", tmp_path / "x.zip", tmp_path / "a.nii.gz", None)
+    assert caught.value.file == tmp_path / "x.zip"
+    assert str(tmp_path) not in caught.value.reason
+
+
+def test_a_cropped_scan_stays_where_it_was(tmp_path):
+    """Oblique, of three spacings: a voxel has the same place in mm before and after."""
+    rng = np.random.default_rng(0)
+    image = rng.permutation(8 * 9 * 31).reshape(8, 9, 31).astype(np.int16)
+    regions = np.full(image.shape, saros.IGNORE, np.uint8)
+    regions[2:6, 2:6, 10:21] = saros.ABDOMINAL_CAVITY
+    turned = np.eye(4)
+    turned[:3, :3] = Rotation.from_euler("xyz", [20, -15, 10], degrees=True).as_matrix()
+    affine = turned @ LPS
+    published.saros(tmp_path / "saros", "case_007", image, regions, affine)
+    saros.prepare("case_007", tmp_path / "saros", tmp_path / "out.nii.gz", None)
+    out = nib.load(tmp_path / "out.nii.gz")
+    array = np.asarray(out.dataobj)
+    for value in array[0, 0, 0], array[-1, 3, -1], array[2, -1, 5]:
+        before = affine @ [*np.argwhere(image == value)[0], 1]
+        after = out.affine @ [*np.argwhere(array == value)[0], 1]
+        np.testing.assert_allclose(after, before, atol=1e-3)
 
 
 def test_saros_is_cropped_to_the_abdomen(tmp_path):
@@ -271,7 +329,8 @@ def test_a_sheet_that_is_written_is_read(tmp_path):
 def test_a_problem_is_the_cases_reason(tmp_path):
     (tmp_path / "p.txt").write_text("x.zip: holds no such thing.")
     case = Case("x", tmp_path / "none", None, "CT", "test", None, tmp_path / "p.txt")
-    assert take_slices(case, {}) == ([], [Skip("x", "prepare", "x.zip: holds no such thing.")])
+    skip = Skip("x", "prepare", "x.zip: holds no such thing.")
+    assert take_slices(case, {}) == ([], [skip], [])
 
 
 FETCHED = {

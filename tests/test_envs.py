@@ -16,6 +16,7 @@ PACKAGES = {
     "cv2": "opencv-python-headless",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
+    "PIL": "pillow",
     "SimpleITK": "simpleitk",
     "open_clip": "open_clip_torch",
     "segment_anything": "segment-anything",

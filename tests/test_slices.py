@@ -10,21 +10,22 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from xaiclip.data.geometry import Geometry, Volume
+from xaiclip.data.labels import map_labels
 from xaiclip.data.sheet import Case
 from xaiclip.data.slices import (
     choose_slices,
     load_slices,
-    map_labels,
     restore_slices,
     save_slices,
     take_slices,
     window_ct,
     window_mr,
 )
-from xaiclip.errors import CaseError, Skip
+from xaiclip.errors import CaseError, Caution, Skip
+from xaiclip.files import load_meta
 from xaiclip.organs import FLARE22, SIX_CLASSES
 
-LPS = np.diag([-2.0, -2.0, 5.0, 1.0])
+LPS = np.array([[-2, 0, 0, 30], [0, -2, 0, 40], [0, 0, 5, 50], [0, 0, 0, 1.0]])
 SETTINGS = {
     "classes": list(SIX_CLASSES),
     "labels": dict(FLARE22),
@@ -125,6 +126,20 @@ def test_policies(policy, labels, options, chosen):
 
 
 @pytest.mark.parametrize(
+    ("policy", "labels", "options"),
+    [
+        ("middle", None, {}),
+        ("index", None, {"index": 5}),
+        ("middle_labelled", filled(1, 0), {}),
+        ("middle_labelled", None, {}),
+        ("all", filled(1), {"every": 5}),
+    ],
+)
+def test_every_policy_takes_a_single_slice(policy, labels, options):
+    assert choose_slices(policy, 1, labels, **options) == [0]
+
+
+@pytest.mark.parametrize(
     ("policy", "labels", "options", "words"),
     [
         ("index", None, {"index": 10}, "no slice 10"),
@@ -146,7 +161,7 @@ def test_unknown_policy():
 
 
 def test_taken_slices(case):
-    (one,), skips = take(case)
+    (one,), skips, _ = take(case)
     assert (one.case, one.index, one.modality, one.key) == ("case", 8, "CT", "case/8")
     assert one.image.shape == one.label.shape == (16, 20)
     assert one.image.dtype == one.label.dtype == np.uint8
@@ -161,13 +176,13 @@ def test_taken_slices(case):
 
 
 def test_a_training_slice_without_an_organ_is_nothing_left_out(case):
-    slices, skips = take(replace(case, split="train"), policy="all")
+    slices, skips, _ = take(replace(case, split="train"), policy="all")
     assert len(slices) == 4
     assert skips == []
 
 
 def test_a_slice_without_a_wanted_organ_is_left_out(case):
-    slices, (skip,) = take(case, policy="middle")
+    slices, (skip,), _ = take(case, policy="middle")
     assert slices == []
     assert skip.slice == 6
     assert skip.organ is None
@@ -176,11 +191,11 @@ def test_a_slice_without_a_wanted_organ_is_left_out(case):
 
 def test_without_label_every_slice_with_content_is_taken(case):
     unlabelled = replace(case, label=None)
-    slices, skips = take(unlabelled, policy="all", every=5)
+    slices, skips, _ = take(unlabelled, policy="all", every=5)
     assert [one.index for one in slices] == [0, 5, 10]
     assert all(one.label is None for one in slices)
     assert skips == []
-    _, (skip,) = take(unlabelled)
+    _, (skip,), _ = take(unlabelled)
     assert "image: has no label" in skip.reason
 
 
@@ -189,14 +204,14 @@ def test_a_constant_slice_is_left_out(case):
     array = np.asarray(image.dataobj).copy()
     array[:, :, 3] = -1000
     nib.save(nib.Nifti1Image(array, LPS), case.image)
-    slices, (skip,) = take(replace(case, label=None), policy="index", index=3)
+    slices, (skip,), _ = take(replace(case, label=None), policy="index", index=3)
     assert slices == []
     assert skip.slice == 3
     assert "constant" in skip.reason
 
 
 def test_mr(case):
-    (one,), _ = take(replace(case, modality="MR"))
+    (one,), _, _ = take(replace(case, modality="MR"))
     assert one.image.min() == 0
     assert one.image.max() == 255
 
@@ -223,14 +238,93 @@ def test_mr(case):
 )
 def test_a_bad_case_is_left_out_with_its_reason(case, spoil, words):
     spoil(case)
-    slices, (skip,) = take(case)
+    slices, (skip,), _ = take(case)
     assert slices == []
     assert (skip.case, skip.stage, skip.slice, skip.organ) == ("case", "slices", None, None)
     assert words in skip.reason
 
 
+def test_a_reason_names_no_path(case):
+    """A path may hold a patient's name; the reason is published."""
+    for spoilt in (case.label, case.image):
+        spoilt.write_bytes(b"x")
+        (skip,) = take(case).skips
+        assert str(case.image.parent) not in skip.reason
+        assert skip.reason.endswith(".")
+
+
+def test_whatever_goes_wrong_is_the_cases_own(case, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise ZeroDivisionError("nobody foresaw this")
+
+    monkeypatch.setattr("xaiclip.data.slices.read_volume", fail)
+    taken = take(case)
+    assert taken.slices == []
+    (skip,) = taken.skips
+    assert skip.reason.startswith("unexpected: ZeroDivisionError")
+    assert "nobody foresaw this" in caplog.text
+
+    monkeypatch.setattr("xaiclip.data.slices.read_volume", lambda *_, **__: np.ones(2**50))
+    assert "MemoryError" in take(case).skips[0].reason
+
+
+def test_height_and_width_of_a_pixel(tmp_path):
+    """Unequal ones, stored in another order than they are shown."""
+    array = np.random.default_rng(0).integers(-200, 300, (6, 20, 16)).astype(np.int16)
+    affine = np.array([[0, 1.5, 0, 3], [0, 0, -2.5, 4], [5, 0, 0, 5], [0, 0, 0, 1.0]])
+    nib.save(nib.Nifti1Image(array, affine), tmp_path / "image.nii")  # stored S, R, P
+    case = Case("case", tmp_path / "image.nii", None, "CT", "test")
+    (one,) = take(case, policy="index", index=2).slices
+    assert one.image.shape == (16, 20)
+    assert one.spacing == (2.5, 1.5)
+    np.testing.assert_array_equal(one.image, window_ct(array[2, ::-1, :].T))
+
+
+def test_what_looks_wrong_is_told_or_refused(case):
+    assert take(case).warnings == []
+    image = nib.load(case.image)
+    shifted = (np.asarray(image.dataobj) + 230).astype(np.uint16)
+    nib.save(nib.Nifti1Image(shifted, image.affine), case.image)
+    slices, _, (warning,) = take(case)
+    assert len(slices) == 1
+    assert (warning.case, warning.stage) == ("case", "slices")
+    assert warning.reason.startswith("image: its grey values are not Hounsfield units")
+    slices, (skip,), warnings = take(case, implausible="refuse")
+    assert (slices, warnings) == ([], [])
+    assert skip.reason == warning.reason
+    assert take(replace(case, modality="MR")).warnings == []
+
+
+def test_an_orientation_is_for_files_that_tell_none(case):
+    told = take(case).slices[0]
+    assert told.geometry.measured
+    for file in (case.image, case.label):
+        image = nib.load(file)
+        image.set_sform(None, 0)
+        image.set_qform(None, 0)
+        nib.save(image, file)
+    assert "data.orientation" in take(case).skips[0].reason
+    (said,) = take(case, orientation="LPS").slices
+    np.testing.assert_array_equal(said.image, told.image)
+    np.testing.assert_array_equal(said.label, told.label)
+    assert said.spacing == told.spacing  # pixdim tells it
+    (mirrored,) = take(case, orientation="RPS").slices
+    np.testing.assert_array_equal(mirrored.image, told.image[:, ::-1])
+
+
+def test_eight_bits_are_taken_as_they_are(case):
+    shown = np.random.default_rng(0).integers(0, 256, (20, 16, 12)).astype(np.uint8)
+    nib.save(nib.Nifti1Image(shown, LPS), case.image)
+    (one,), _, (warning,) = take(case)
+    np.testing.assert_array_equal(one.image, shown[:, :, 8].T)
+    assert "8 bits" in warning.reason
+    (one,), _, warnings = take(replace(case, modality="MR"))
+    np.testing.assert_array_equal(one.image, shown[:, :, 8].T)
+    assert warnings == []
+
+
 def test_maps_go_back_to_the_scan(case):
-    slices, _ = take(case, policy="all")
+    slices, _, _ = take(case, policy="all")
     back = restore_slices({one.index: one.label for one in slices}, slices[0])
     label = nib.load(case.label)
     np.testing.assert_array_equal(back.affine, label.affine)
@@ -242,9 +336,13 @@ def test_maps_go_back_to_the_scan(case):
 
 
 def test_file_of_a_batch(case, tmp_path):
-    slices, skips = take(case, policy="all")
+    slices, skips, _ = take(case, policy="all")
     slices += take(replace(case, name="other", label=None), policy="middle")[0]
-    save_slices(tmp_path / "batch.npz", slices, skips)
+    slices.append(replace(slices[0], index=3, geometry=replace(slices[0].geometry, measured=False)))
+    save_slices(tmp_path / "batch.npz", slices, skips, [Caution("case", "slices", "hm")])
+    assert load_meta(tmp_path / "batch.npz")["warnings"] == [
+        {"case": "case", "stage": "slices", "reason": "hm"}
+    ]
     got, got_skips = load_slices(tmp_path / "batch.npz")
     assert got_skips == skips
     assert [one.key for one in got] == [one.key for one in slices]
@@ -252,6 +350,7 @@ def test_file_of_a_batch(case, tmp_path):
         np.testing.assert_array_equal(a.image, b.image)
         np.testing.assert_array_equal(a.geometry.affine, b.geometry.affine)
         assert a.geometry.shape == b.geometry.shape
+        assert a.geometry.measured == b.geometry.measured
         assert a.modality == b.modality
         if b.label is None:
             assert a.label is None

@@ -62,7 +62,7 @@ def test_every_orientation_gives_the_same_slices_and_leads_back(tmp_path, code):
     np.testing.assert_allclose(volume.geometry.canonical_affine, RAS)
     assert volume.geometry.canonical_shape == SHAPE
     np.testing.assert_allclose(volume.geometry.spacing, (1.5, 2, 3))
-    assert volume.array.dtype == np.float32
+    assert volume.array.dtype == np.int16  # the file's own
 
     slices = {k: display(volume.array[:, :, k]) for k in range(SHAPE[2])}
     back = restore(slices, volume.geometry)
@@ -110,7 +110,7 @@ def test_oblique_scans_take_the_nearest_axes(tmp_path):
 def test_label_types(tmp_path, dtype):
     array = np.random.default_rng(1).integers(0, 14, SHAPE).astype(dtype)
     label = read_volume(write(tmp_path / "label.nii.gz", array), label=True)
-    assert label.array.dtype == np.int32
+    assert label.array.dtype == np.uint8  # the smallest that holds 13
     np.testing.assert_array_equal(label.array, array)
 
 
@@ -126,15 +126,71 @@ def test_scaled_storage(tmp_path):
     np.testing.assert_array_equal(label.array, (VOXELS > 0) * 3)
 
 
+def with_forms(path, sform, qform, codes=(1, 1), array=VOXELS):
+    """A NIfTI file whose two forms are set one by one; pixdim follows the qform."""
+    image = nib.Nifti1Image(array, qform)
+    image.set_qform(qform, codes[1])
+    image.set_sform(sform, codes[0])
+    nib.save(image, path)
+    return path
+
+
+def moved(x=0.0, y=0.0, z=0.0):
+    affine = RAS.copy()
+    affine[:3, 3] += x, y, z
+    return affine
+
+
 def test_sform_before_qform(tmp_path):
-    image = nib.Nifti1Image(VOXELS, RAS)
-    image.set_sform(RAS, 1)
-    image.set_qform(np.diag([-1.5, -2, 3, 1]), 1)
-    nib.save(image, tmp_path / "both.nii")
-    np.testing.assert_array_equal(read_volume(tmp_path / "both.nii").array, VOXELS)
-    image.set_sform(None, 0)
-    nib.save(image, tmp_path / "qform.nii")
-    np.testing.assert_array_equal(read_volume(tmp_path / "qform.nii").array, VOXELS[::-1, ::-1])
+    path = with_forms(tmp_path / "both.nii", RAS, moved(z=9))
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.geometry.affine, RAS)
+    assert "sform and qform lie up to 9 mm apart" in volume.warnings[0]
+    assert read_volume(with_forms(path, RAS, moved(z=1))).warnings == ()
+    only = read_volume(with_forms(path, RAS, moved(z=9), (0, 1)))
+    np.testing.assert_allclose(only.geometry.affine, moved(z=9))
+    assert only.warnings == ()
+    void = read_volume(with_forms(path, np.diag([0, 0, 0, 1]), moved(z=9)))
+    np.testing.assert_allclose(void.geometry.affine, moved(z=9))
+
+
+@pytest.mark.parametrize("mirrored", [(-1, -1, 1), (-1, 1, 1), (1, 1, -1)])
+def test_forms_that_contradict_each_other_are_refused(tmp_path, mirrored):
+    path = with_forms(tmp_path / "both.nii", RAS, np.diag([*mirrored, 1]) @ RAS)
+    assert "sform and qform contradict" in sentence(path)
+
+
+def test_voxel_sizes_that_contradict_each_other_are_refused(tmp_path):
+    steps = RAS.copy()
+    steps[:3, :3] /= np.linalg.norm(RAS[:3, :3], axis=0)
+    path = with_forms(tmp_path / "unit.nii", steps, RAS)
+    assert "its sform makes the voxels 1 × 1 × 1 mm, its pixdim 1.5 × 2 × 3 mm" in sentence(path)
+    swapped = RAS[[1, 0, 2, 3]]  # rows for columns: 2 × 1.5
+    assert "contradict" in sentence(with_forms(path, swapped, RAS))
+
+
+def test_a_tilted_gantry_has_two_distances_of_slices(tmp_path):
+    """Along the sheared axis, and between the planes: tools write either into pixdim."""
+    sheared = RAS.copy()
+    sheared[1, 2] = 1.2
+    path = write(tmp_path / "sheared.nii", VOXELS, sheared)
+    for distance in (np.hypot(3, 1.2), 3):
+        raw = bytearray(path.read_bytes())
+        struct.pack_into("<f", raw, 88, distance)
+        path.write_bytes(raw)
+        np.testing.assert_allclose(read_volume(path).geometry.affine, sheared, rtol=1e-6)
+    struct.pack_into("<f", raw, 88, 4)
+    path.write_bytes(raw)
+    assert "pixdim" in sentence(path)
+
+
+@pytest.mark.parametrize(("code", "factor"), [(0, 1), (1, 1000), (2, 1), (3, 0.001)])
+def test_units(tmp_path, code, factor):
+    raw = bytearray(nib.Nifti1Image(VOXELS, np.diag([1 / factor] * 3 + [1]) @ RAS).to_bytes())
+    raw[123] = code
+    (tmp_path / "units.nii").write_bytes(raw)
+    affine = read_volume(tmp_path / "units.nii").geometry.affine
+    np.testing.assert_allclose(affine, RAS, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(*SHAPE, 1), (*SHAPE, 1, 1)])
@@ -218,7 +274,6 @@ def test_bad_dicom_folders(tmp_path):
     assert "no DICOM series" in sentence(tmp_path / "empty")
     gap = write_dicom(tmp_path / "gap", keep=[0, 1, 2, 4, 5, 6])
     assert "not evenly spaced" in sentence(gap)
-    assert "single slice" in sentence(write_dicom(tmp_path / "one", keep=[3]))
     mixed = write_dicom(tmp_path / "mixed")
     write_dicom(mixed, keep=[3], crop=2)
     assert "cannot be read as one volume" in sentence(mixed)
@@ -275,20 +330,22 @@ BAD_FILES = {
     "negative.nii": (claims(5, -6, 7), "claims"),
     "type.nii": (patched(70, "<h", 246), "not a readable NIfTI"),
     "offset.nii": (patched(108, "<f", 1e30), "damaged or truncated"),
-    "nowhere.nii": (patched(252, "<2h", 0, 0), "neither sform nor qform"),
+    "nowhere.nii": (patched(252, "<2h", 0, 0), "does not tell where its axes lead"),
     "flat.nii": (patched(280, "<4f", 0, 0, 0, 0), "singular"),
     "nan_affine.nii": (patched(280, "<f", np.nan), "singular"),
     "metres.nii": (good(affine=np.diag([1e-3, 1e-3, 1e-3, 1])), "voxels measure"),
-    "2d.nii": (good(np.ones((5, 6), np.int16)), "3D"),
+    "line.nii": (good(np.ones((5, 1, 1), np.int16)), "3D volume or one slice"),
     "4d.nii": (good(np.ones((*SHAPE, 3), np.int16)), "3D"),
-    "axial.nii": (good(np.ones((5, 6, 1), np.int16)), "single slice"),
-    "sagittal.nii": (good(np.ones((1, 6, 7), np.int16)), "single slice"),
+    "one_hot.nii.gz": (gzip.compress(good(np.ones((*SHAPE, 5), np.int16))), "one label map"),
+    "identity.nii": (good(affine=np.eye(4)), "is the identity"),
+    "itk_identity.nii": (good(affine=np.diag([-1, -1, 1, 1.0])), "is the identity"),
     "nan.nii": (good(np.full(SHAPE, np.nan, np.float32)), "NaN"),
     "inf.nii": (good(np.full(SHAPE, np.inf, np.float32)), "NaN or infinite"),
     "colour.nii": (good(np.zeros(SHAPE, [(c, "u1") for c in "RGB"])), "colours"),
     "complex.nii": (good(np.zeros(SHAPE, np.complex64)), "complex"),
-    "scan.png": (b"\x89PNG", "not a known format"),
-    "text.mha": (b"this is no scan", "damaged"),
+    "scan.png": (b"\x89PNG", "not a picture"),
+    "scan.zip": (b"PK", "not a known format"),
+    "text.mha": (b"this is no scan", "not a MetaImage"),
     "text.nrrd": (b"NRRD0004\n", "damaged"),
     "huge.mha": (
         b"ObjectType = Image\nNDims = 3\nDimSize = 100000 100000 100000\n"
@@ -298,7 +355,7 @@ BAD_FILES = {
     "lost.mhd": (
         b"ObjectType = Image\nNDims = 3\nDimSize = 5 6 7\n"
         b"ElementType = MET_SHORT\nElementDataFile = lost.raw\n",
-        "damaged",
+        "data file that is not there",
     ),
 }
 

@@ -76,6 +76,19 @@ class Skip:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Caution:
+    """Something that was used though it looks wrong: one row of ``warnings.tsv``."""
+
+    case: str
+    stage: str
+    reason: str
+
+    def to_dict(self) -> dict[str, str]:
+        """The row as plain builtins."""
+        return asdict(self)
+
+
 @contextmanager
 def left_out(
     skips: list[Skip],

@@ -10,11 +10,15 @@ import tempfile
 from pathlib import Path
 
 from xaiclip.archive import extract
+from xaiclip.data.volumes import read_volume, write_volume
 from xaiclip.errors import CaseError
 
 
 def prepare(case: str, source: Path, image: Path, label: Path | None) -> None:
-    """Take a case's two files out of the archive, unchanged.
+    """Take a case's two files out of the archive.
+
+    The voxels and where they lie are kept; headers are written anew, for theirs may hold more than
+    anyone has looked at (descriptions, names, extensions).
 
     Args:
         case: name as published.
@@ -38,5 +42,11 @@ def prepare(case: str, source: Path, image: Path, label: Path | None) -> None:
             file = Path(folder) / name
             if not file.is_file():
                 raise CaseError(f"holds no '{name}'; fetch the archive again.", source)
-            if target is not None:
-                file.replace(target)
+            if target is None:
+                continue
+            try:
+                volume = read_volume(file, label=target is label)
+            except CaseError as error:  # the archive stays, the extracted file does not
+                raise CaseError(f"'{name}': {error.reason}", source) from error
+            geometry = volume.geometry
+            write_volume(target, geometry.from_canonical(volume.array), geometry.affine)

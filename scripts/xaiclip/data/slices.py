@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from xaiclip.data.geometry import Geometry, Volume, display
+from xaiclip.data.grey_values import implausible
+from xaiclip.data.labels import read_classes
+from xaiclip.data.picture import PICTURES
 from xaiclip.data.sheet import Case
-from xaiclip.data.volumes import check_same_grid, read_volume, restore
-from xaiclip.errors import CaseError, Skip
+from xaiclip.data.volumes import read_volume, restore
+from xaiclip.errors import CaseError, Caution, Skip, left_out
 from xaiclip.files import load_arrays, save_arrays
 from xaiclip.organs import organs_of
 
 STAGE = "slices"
+
+
+class Taken(NamedTuple):
+    """What was taken of a case, what was left out, and what was used though it looks wrong."""
+
+    slices: list[Slice]
+    skips: list[Skip]
+    warnings: list[Caution]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +59,7 @@ class Slice:
 
     @property
     def spacing(self) -> tuple[float, float]:
-        """Height and width of a pixel, mm."""
+        """Height and width of a pixel, mm; 1 where ``geometry.measured`` is false."""
         x, y, _ = self.geometry.spacing
         return y, x
 
@@ -58,40 +70,28 @@ def window_ct(hu: NDArray[Any], level: float = 40, width: float = 400) -> NDArra
     return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
 
 
-def window_mr(volume: NDArray[Any], low: float = 0.5, high: float = 99.5) -> NDArray[np.uint8]:
-    """MR intensities to 0…255 between two percentiles of the non-zero voxels of the volume."""
-    tissue = volume[volume != 0]
-    if not tissue.size:
-        return np.zeros(volume.shape, dtype=np.uint8)
-    black, white = np.percentile(tissue, [low, high])
-    if white <= black:
-        return np.zeros(volume.shape, dtype=np.uint8)
-    scaled = (np.asarray(volume, dtype=np.float32) - black) / (white - black)
-    return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
-
-
-def map_labels(
-    label: Volume, table: Mapping[int, str], classes: Sequence[str]
+def window_mr(
+    volume: NDArray[Any],
+    low: float = 0.5,
+    high: float = 99.5,
+    planes: Sequence[int] | None = None,
 ) -> NDArray[np.uint8]:
-    """Label ids to class indices; an organ that is no class becomes background.
+    """MR intensities to 0…255 between two percentiles of the non-zero voxels of the volume.
 
-    Raises:
-        CaseError: ids that the table does not know.
+    Args:
+        volume: (X, Y, Z).
+        low, high: percentiles.
+        planes: axial indices that are wanted; all of them if None.
     """
-    found = np.unique(label.array)
-    unknown = [int(value) for value in found if value != 0 and int(value) not in table]
-    if unknown:
-        raise CaseError(
-            f"holds the label ids {', '.join(map(str, unknown[:8]))}, which 'data.labels' does not "
-            "name; add them to it.",
-            label.path,
-        )
-    index = {organ: position for position, organ in enumerate(classes)}
-    lookup = np.zeros(int(found.max(initial=0)) + 1, dtype=np.uint8)
-    for value in found:
-        if value != 0:
-            lookup[value] = index.get(table[int(value)], 0)
-    return lookup[label.array]
+    wanted = volume if planes is None else volume[:, :, list(planes)]
+    tissue = volume[volume != 0].astype(np.float32)
+    if not tissue.size:
+        return np.zeros(wanted.shape, dtype=np.uint8)
+    black, white = np.percentile(tissue, [low, high], overwrite_input=True)
+    if white <= black:
+        return np.zeros(wanted.shape, dtype=np.uint8)
+    scaled = (np.asarray(wanted, dtype=np.float32) - black) / (white - black)
+    return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
 
 
 def choose_slices(
@@ -101,7 +101,7 @@ def choose_slices(
     index: int | None = None,
     every: int = 1,
 ) -> list[int]:
-    """Axial indices that a policy picks.
+    """Axial indices that a policy picks; of a single slice, every policy picks it.
 
     Args:
         policy: ``middle``, ``middle_labelled``, ``index`` or ``all``.
@@ -114,7 +114,11 @@ def choose_slices(
     Raises:
         CaseError: the policy picks nothing.
     """
-    held = None if labels is None else np.flatnonzero((labels > 0).any(axis=(0, 1)))
+    if depth == 1:
+        return [0]
+    held = None
+    if labels is not None:
+        held = np.array([k for k in range(depth) if labels[:, :, k].any()], dtype=int)
     if policy == "middle":
         return [depth // 2]
     if policy == "index":
@@ -135,69 +139,112 @@ def choose_slices(
     raise ValueError(f"unknown slice policy '{policy}'")
 
 
-def take_slices(case: Case, settings: Mapping[str, Any]) -> tuple[list[Slice], list[Skip]]:
+def take_slices(case: Case, settings: Mapping[str, Any]) -> Taken:
     """The wanted slices of a case.
 
     Args:
         case: files and modality.
         settings: ``classes``, ``labels`` (id to organ), ``window`` (level, width),
-            ``percentiles`` (low, high), ``policy``, ``index``, ``every``.
+            ``percentiles`` (low, high), ``policy``, ``index``, ``every``, ``orientation`` (of files
+            that tell none, or None), ``implausible`` (``warn`` or ``refuse``).
 
     Returns:
-        The slices, and what was left out: the case if it cannot be used, slices that are
-        constant or hold no wanted organ, and organs that a slice lacks.
+        The slices; what was left out: the case if it cannot be used, slices that are constant or
+        hold no wanted organ, and organs that a slice lacks; and what looks wrong.
     """
+    taken = Taken([], [], [])
     if case.problem is not None and (reason := case.problem.read_text(encoding="utf-8").strip()):
-        return [], [Skip(case.name, "prepare", reason)]
-    try:
-        image = read_volume(case.image)
-        labels = None
-        if case.label is not None:
-            label = read_volume(case.label, label=True)
-            check_same_grid(image, label)
-            labels = map_labels(label, settings["labels"], settings["classes"])
-        depth = image.array.shape[2]
-        try:
-            chosen = choose_slices(
-                settings["policy"], depth, labels, settings.get("index"), settings.get("every", 1)
+        taken.skips.append(Skip(case.name, "prepare", reason))
+        return taken
+    with left_out(taken.skips, case.name, STAGE):
+        _take(case, settings, taken)
+    return taken
+
+
+def _take(case: Case, settings: Mapping[str, Any], taken: Taken) -> None:
+    orientation = settings.get("orientation")
+    refuse = settings.get("implausible") == "refuse"
+
+    def doubt(role: str, reasons: Iterable[str]) -> None:
+        for reason in reasons:
+            if refuse:
+                raise CaseError(f"{role}: {reason}")
+            taken.warnings.append(Caution(case.name, STAGE, f"{role}: {reason}"))
+
+    with _role("image"):
+        image = read_volume(case.image, orientation=orientation)
+    doubt("image", image.warnings)
+    doubt("image", _grey_doubts(image, case.modality))
+    labels = None
+    if case.label is not None:
+        with _role("label"):
+            labels, reasons = read_classes(
+                case.label,
+                image,
+                settings["labels"],
+                settings["classes"],
+                orientation=orientation,
             )
-        except CaseError as error:
-            raise CaseError(error.reason, case.image) from None
-    except CaseError as error:
-        return [], [Skip(case.name, STAGE, f"{_role(case, error)}: {error.reason}")]
-    if case.modality == "CT":
-        window = settings["window"]
-        grey = window_ct(image.array[:, :, chosen], window["level"], window["width"])
-    else:
-        percentiles = settings["percentiles"]
-        grey = window_mr(image.array, percentiles["low"], percentiles["high"])[:, :, chosen]
-    slices, skips = [], []
+        doubt("label", reasons)
+    with _role("image"):
+        chosen = choose_slices(
+            settings["policy"],
+            image.array.shape[2],
+            labels,
+            settings.get("index"),
+            settings.get("every", 1),
+        )
+    grey = _windowed(image, chosen, case.modality, settings)
     for position, index in enumerate(chosen):
         pixels = display(grey[:, :, position])
         classes = None if labels is None else display(labels[:, :, index])
         if pixels.min() == pixels.max():
             reason = f"image: axial slice {index} is constant after windowing"
-            skips.append(Skip(case.name, STAGE, f"{reason}; choose another slice.", index))
+            taken.skips.append(Skip(case.name, STAGE, f"{reason}; choose another slice.", index))
             continue
         if classes is not None and not classes.any():
             reason = f"label: axial slice {index} holds none of the wanted organs"
             cure = "choose another slice, or the policy 'middle_labelled'."
-            skips.append(Skip(case.name, STAGE, f"{reason}; {cure}", index))
+            taken.skips.append(Skip(case.name, STAGE, f"{reason}; {cure}", index))
             continue
         for number, organ in enumerate(organs_of(settings["classes"]), start=1):
             # to training, a slice without the organ is an example like any other
             if case.split == "test" and classes is not None and not (classes == number).any():
                 reason = f"the reference has no {organ} in axial slice {index}"
-                skips.append(Skip(case.name, STAGE, reason, index, organ))
-        slices.append(Slice(case.name, index, case.modality, pixels, classes, image.geometry))
-    return slices, skips
+                taken.skips.append(Skip(case.name, STAGE, reason, index, organ))
+        taken.slices.append(Slice(case.name, index, case.modality, pixels, classes, image.geometry))
 
 
-def _role(case: Case, error: CaseError) -> str:
-    """Which of a case's files an error is about: its path may hold a patient's name."""
-    if case.label is None or error.file is None:
-        return "image"
-    return "label" if case.label in (error.file, *error.file.parents) else "image"
+@contextmanager
+def _role(role: str) -> Iterator[None]:
+    """Errors tell which of a case's two files they are about; its path stays apart."""
+    try:
+        yield
+    except CaseError as error:
+        raise CaseError(f"{role}: {error.reason}", error.file) from error
+
+
+def _grey_doubts(image: Volume, modality: str) -> list[str]:
+    """What looks wrong about a scan's grey values."""
+    if image.array.dtype != np.uint8:
+        reason = implausible(image.array, modality)
+        return [] if reason is None else [reason]
+    if modality == "CT" and not image.path.name.lower().endswith((*PICTURES, ".npz")):
+        return ["its grey values have 8 bits: they are taken as windowed already."]
+    return []
+
+
+def _windowed(
+    image: Volume, chosen: Sequence[int], modality: str, settings: Mapping[str, Any]
+) -> NDArray[np.uint8]:
+    """Axial slices (X, Y, n) in 8 bits; what has 8 bits already was windowed by someone else."""
+    if image.array.dtype == np.uint8:
+        return image.array[:, :, list(chosen)]
+    if modality == "CT":
+        window = settings["window"]
+        return window_ct(image.array[:, :, list(chosen)], window["level"], window["width"])
+    percentiles = settings["percentiles"]
+    return window_mr(image.array, percentiles["low"], percentiles["high"], chosen)
 
 
 def restore_slices(stack: Mapping[int, NDArray[Any]], source: Slice) -> nib.Nifti1Image:
@@ -206,7 +253,10 @@ def restore_slices(stack: Mapping[int, NDArray[Any]], source: Slice) -> nib.Nift
 
 
 def save_slices(
-    path: str | os.PathLike[str], slices: Sequence[Slice], skips: Sequence[Skip] = ()
+    path: str | os.PathLike[str],
+    slices: Sequence[Slice],
+    skips: Sequence[Skip] = (),
+    warnings: Sequence[Caution] = (),
 ) -> None:
     """Write a batch to one .npz file."""
     arrays: dict[str, NDArray[Any]] = {}
@@ -222,9 +272,15 @@ def save_slices(
                 "modality": item.modality,
                 "affine": item.geometry.affine.tolist(),
                 "shape": list(item.geometry.shape),
+                "measured": item.geometry.measured,
             }
         )
-    save_arrays(path, arrays, {"slices": rows, "skips": [skip.to_dict() for skip in skips]})
+    meta = {
+        "slices": rows,
+        "skips": [skip.to_dict() for skip in skips],
+        "warnings": [warning.to_dict() for warning in warnings],
+    }
+    save_arrays(path, arrays, meta)
 
 
 def load_slices(path: str | os.PathLike[str]) -> tuple[list[Slice], list[Skip]]:
@@ -234,7 +290,7 @@ def load_slices(path: str | os.PathLike[str]) -> tuple[list[Slice], list[Skip]]:
     for row in meta["slices"]:
         key = f"{row['case']}/{row['index']}"
         x, y, z = row.pop("shape")
-        geometry = Geometry(np.array(row.pop("affine")), (x, y, z))
+        geometry = Geometry(np.array(row.pop("affine")), (x, y, z), row.pop("measured"))
         image, label = arrays[f"{key}/image"], arrays.get(f"{key}/label")
         slices.append(Slice(**row, image=image, label=label, geometry=geometry))
     return slices, [Skip(**skip) for skip in meta["skips"]]
