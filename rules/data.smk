@@ -49,6 +49,7 @@ rule slices:
             "percentiles": config["data"]["percentiles"],
             "slices": config["data"]["slices"][w.batch.split("-")[0]],
         },
+        files=signatures,
         code=code("slices.py"),
     message:
         "Slices of batch {wildcards.batch}"

@@ -2,8 +2,10 @@
 TRAINED = (
     "results/{run}/localizer/{variant}/localizer.safetensors"
     if TRAINS
-    else config["localizer"]["weights"]
+    else ancient(config["localizer"]["weights"])
 )
+# what tells that weights of another run were replaced
+TRAINED_STATE = None if TRAINS else signature(config["localizer"]["weights"])
 
 
 if TRAINS:
@@ -45,8 +47,9 @@ if TRAINS:
                 seed=seed_of("localizer"),
             ),
             code=code("train_localizer.py"),
+            note=BACKBONE_NOTE,
         message:
-            f"Train the localizer ({{wildcards.variant}}){backbone_note(**BACKBONE)}"
+            "Train the localizer ({wildcards.variant}){params.note}"
         script:
             "../scripts/train_localizer.py"
 
@@ -70,10 +73,13 @@ rule localize:
         mem_mb=lambda wildcards, attempt: 3000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        cfg=on_device("clip", classes=config["classes"], **BACKBONE),
+        cfg=on_device(
+            "clip", classes=config["classes"], trained=TRAINED_STATE, **BACKBONE
+        ),
         code=code("localize.py"),
+        note=BACKBONE_NOTE,
     message:
-        f"Localize the organs of batch {{wildcards.batch}} ({{wildcards.variant}}){backbone_note(**BACKBONE)}"
+        "Localize the organs of batch {wildcards.batch} ({wildcards.variant}){params.note}"
     script:
         "../scripts/localize.py"
 

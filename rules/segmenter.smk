@@ -46,7 +46,12 @@ rule cost:
         runtime=30,
     params:
         cfg=on_device(
-            "clip", "sam", segmenter=config["segmenter"], organs=ORGANS, **BACKBONE
+            "clip",
+            "sam",
+            segmenter=config["segmenter"],
+            organs=ORGANS,
+            trained=TRAINED_STATE,
+            **BACKBONE,
         ),
         code=code("cost.py"),
     message:

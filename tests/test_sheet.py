@@ -8,6 +8,7 @@ import pytest
 from xaiclip.data import sheet as sheet_module
 from xaiclip.data.sheet import Case, read_sheet
 from xaiclip.errors import ConfigError
+from xaiclip.names import NAME
 
 HEADER = "case\timage\tlabel\tmodality\tsplit"
 
@@ -121,5 +122,5 @@ def test_schema_of_the_sheet_agrees_with_the_reader():
     assert tuple(columns) == sheet_module.REQUIRED + sheet_module.OPTIONAL
     assert tuple(columns["modality"]["enum"]) == sheet_module.MODALITIES
     assert tuple(columns["split"]["enum"]) == sheet_module.SPLITS
-    assert columns["case"]["pattern"] == f"^{sheet_module._NAME.pattern}$"
+    assert columns["case"]["pattern"] == f"^{NAME.pattern}$"
     assert all(column["description"] for column in columns.values())
