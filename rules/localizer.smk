@@ -1,9 +1,13 @@
 # Training the localizer; probability maps; ROI masks and boxes.
-TRAINED = (
-    "results/{run}/localizer/{variant}/localizer.safetensors"
-    if TRAINS
-    else ancient(config["localizer"]["weights"])
-)
+
+
+def trained(variant="{variant}"):
+    """The localizer's weights: those that the study trains, or another one's."""
+    if TRAINS:
+        return f"results/{{run}}/localizer/{variant}/localizer.safetensors"
+    return ancient(config["localizer"]["weights"])
+
+
 # what tells that weights of another run were replaced
 TRAINED_STATE = None if TRAINS else signature(config["localizer"]["weights"])
 
@@ -57,7 +61,7 @@ if TRAINS:
 rule localize:
     input:
         slices="results/{run}/preprocessed/{batch}.npz",
-        weights=TRAINED,
+        weights=trained(),
         foreign=FOREIGN["clip"],
     output:
         "results/{run}/localization/{variant}/{batch}.npz",

@@ -11,6 +11,10 @@ if not (ROOT / "scripts" / "xaiclip").is_dir():
     raise WorkflowError(
         f"{ROOT} holds no scripts/xaiclip: clone the project, and give the path of its Snakefile."
     )
+if str(workflow.modifier.modify_path("results/x")) != "results/x":
+    raise WorkflowError(
+        "a module of this project takes no prefix: name the study in 'run'."
+    )
 # Jobs would import what stands before their own folder, while reruns hang on this one's code.
 found = find_spec("xaiclip")
 if found is None or found.origin is None:

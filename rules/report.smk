@@ -298,9 +298,7 @@ rule provenance:
             batch=(batches("train") if TRAINS else []) + batches("test"),
             allow_missing=True,
         ),
-        weights=expand(TRAINED, variant=["text"], allow_missing=True)
-        + FOREIGN["clip"]
-        + FOREIGN["sam"],
+        weights=[trained("text"), *FOREIGN["clip"], *FOREIGN["sam"]],
     output:
         "results/{run}/provenance.json",
     log:

@@ -31,7 +31,7 @@ rule segment:
 
 rule cost:
     input:
-        localizer=expand(TRAINED, variant="text", allow_missing=True),
+        localizer=trained("text"),
         foreign=FOREIGN["clip"] + FOREIGN["sam"],
     output:
         "results/{run}/cost.json",

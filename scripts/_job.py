@@ -7,8 +7,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
+import xaiclip
 from xaiclip.errors import CaseError, ConfigError, StorageError
 from xaiclip.lease import leased_gpu
 
@@ -46,6 +48,7 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
     )
     log = logging.getLogger("xaiclip")
     try:
+        _check_library(snakemake.scriptdir)
         with leased_gpu() if _wants_gpu(snakemake) else nullcontext() as gpu:
             if gpu:
                 log.info("GPU %s", gpu)
@@ -56,6 +59,16 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
     except Exception:
         log.exception("rule %s failed", snakemake.rule)
         raise
+
+
+def _check_library(folder: str) -> None:
+    """Refuse another copy of the library, whose code is not the one that reruns hang on."""
+    found = Path(xaiclip.__file__).resolve().parents[1]
+    if found != Path(folder).resolve():
+        raise ConfigError(
+            f"the library was imported from {found} instead of {folder}: take it out of "
+            "PYTHONPATH, or uninstall it."
+        )
 
 
 def _wants_gpu(snakemake: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Published files that lie here already: compared with their checksum once, and again if touched."""
+"""Published files that lie here already: compared with their checksum, once and when touched."""
 
 from __future__ import annotations
 

@@ -129,16 +129,12 @@ def _check_names(config: Config, defaults: Config) -> None:
 
 
 def _check_paths(config: Config) -> None:
-    # the first two are outputs of rules, in which Snakemake looks for wildcards
-    for key in ("downloads", "localizer.weights"):
+    # a scan's path may hold braces (rules/common.smk); these are files that rules declare
+    places = ("data.sheet", "segmenter.factory")
+    declared = ("downloads", "localizer.weights", "localizer.backbone", "localizer.pretrained")
+    for key in (*places, *declared, "segmenter.checkpoint"):
         if path := value_of(config, key):
-            check_path(path, f"config key '{key}'", braces=False)
-    for key in (
-        *("data.sheet", "localizer.backbone", "localizer.pretrained"),
-        *("segmenter.checkpoint", "segmenter.factory"),
-    ):
-        if path := value_of(config, key):
-            check_path(path, f"config key '{key}'")
+            check_path(path, f"config key '{key}'", braces=key in places)
 
 
 def _check_data(data: Config) -> None:
@@ -176,9 +172,11 @@ def _check_explain(config: Config) -> None:
     explain, methods = config["explain"], config["methods"]
     for method in methods:
         # each is a module of its own; a name that is misspelled would be left aside in silence
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", method) or not (_METHODS / f"{method}.py").is_file():
+        plain = re.fullmatch(r"[a-z][a-z0-9_]*", method)
+        if not plain or not (_METHODS / f"{method}.py").is_file():
             raise ConfigError(
-                f"config key 'methods' has {method!r}, but scripts/xaiclip/explain has no such module."
+                f"config key 'methods' has {method!r}, of which there is no module in "
+                "scripts/xaiclip/explain."
             )
     for method in explain["methods"]:
         if method not in methods:

@@ -1,7 +1,7 @@
 """Config files as they are written: what YAML would swallow in silence is refused.
 
-Snakemake reads the files itself, by YAML's rules: of two equal keys the last wins, 0012 is the number
-10 and 2024-01-01 a date.
+Snakemake reads the files itself, by YAML's rules: of two equal keys the last wins, 0012 is the
+number 10 and 2024-01-01 a date.
 """
 
 from __future__ import annotations

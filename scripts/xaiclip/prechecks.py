@@ -84,7 +84,7 @@ def check_backbone(
         return
     if backbone == "compact" or folder.is_dir():
         model = _model_of_folder(compact if backbone == "compact" else folder, key)
-    elif backbone.endswith(_FILES) or "/" in backbone and backbone not in (_names() or ()):
+    elif backbone.endswith(_FILES) or ("/" in backbone and backbone not in (_names() or ())):
         check_file(backbone, "localizer.backbone")
         model = _model_of_file(folder, key)
         _check_weights(folder.stem, pretrained)
@@ -199,7 +199,9 @@ def _json(path: Path, key: str) -> dict[str, Any]:
 def _names() -> dict[str, Path] | None:
     """The models that open_clip has, with their configurations; None without open_clip."""
     folder = _package()
-    return folder and {path.stem: path for path in (folder / "model_configs").glob("*.json")}
+    if folder is None:
+        return None
+    return {path.stem: path for path in (folder / "model_configs").glob("*.json")}
 
 
 def _package() -> Path | None:
@@ -227,10 +229,11 @@ def _tags() -> dict[str, list[str]]:
                 if not isinstance(model, ast.Constant):
                     continue
                 table = _table(entry) or tables.get(getattr(entry, "id", ""), {})
-                models[str(model.value)] = list(table)
+                name = str(model.value)
+                models[name] = list(table)
                 quick = [tag for tag, is_quick in table.items() if is_quick]
                 if quick:  # open_clip lists these models a second time
-                    models[f"{model.value}-quickgelu"] = quick
+                    models[f"{name}-quickgelu"] = quick
     return models
 
 

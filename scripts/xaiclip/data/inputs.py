@@ -21,9 +21,13 @@ def input_files(path: str | os.PathLike[str]) -> list[Path]:
         return sorted(file for file in path.rglob("*") if file.is_file())
     found = [path]
     if path.suffix.lower() in (".mhd", ".nhdr") and path.is_file():
-        text = path.read_bytes()[:1 << 16].decode("latin-1")
+        text = path.read_bytes()[: 1 << 16].decode("latin-1")
         match = re.search(r"^\s*(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", text, re.M | re.I)
-        if match and match[1].upper() not in ("LOCAL", "LIST") and (path.parent / match[1]).is_file():
+        if (
+            match
+            and match[1].upper() not in ("LOCAL", "LIST")
+            and (path.parent / match[1]).is_file()
+        ):
             found.append(path.parent / match[1])
     if path.suffix.lower() == ".hdr" and path.with_suffix(".img").is_file():
         found.append(path.with_suffix(".img"))
