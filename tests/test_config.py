@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from xaiclip import config
+from xaiclip.constraints import label_table
 from xaiclip.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,7 @@ def test_complete_is_idempotent_and_leaves_its_input_alone():
     full = config.complete(given)
     assert config.complete(full) == full
     assert given == {"data": {"labels": {1: "liver"}}, "classes": ["background", "liver"]}
-    assert config.label_table(full) == {1: "liver"}
+    assert label_table(full) == {1: "liver"}
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_columns_in_any_order_and_absolute_paths(sheet, tmp_path):
         (["", ""], ["is empty"]),
         ([HEADER], ["lists no case"]),
         (["case\timage\tmodality\tsplit"], ["lacks the column 'label'"]),
-        ([HEADER.replace("\t", ",")], ["lacks the column 'case'", "tabs"]),
+        ([HEADER.replace("\t", ",")], ["separated by commas", "tabs"]),
         ([HEADER + "\tage"], ["unknown or repeated column 'age'"]),
         ([HEADER + "\tcase"], ["unknown or repeated column 'case'"]),
         ([HEADER + "\t"], ["unknown or repeated column ''"]),
