@@ -29,11 +29,11 @@ def check_published(path: str | os.PathLike[str], remote: Remote, memory: Path) 
     cure = f"it is no {remote.name}: move it away, and it is fetched again"
     if not path.is_file():
         raise ConfigError(f"{path} is no file: move it away, and {remote.name} is fetched.")
-    stat = path.stat()
-    if remote.size is not None and stat.st_size != remote.size:
-        raise ConfigError(f"{path} has {stat.st_size} bytes instead of {remote.size}; {cure}.")
     if _remembered(path, memory) == _state(path, remote.checksum):
         return
+    size = path.stat().st_size
+    if remote.size is not None and size != remote.size:
+        raise ConfigError(f"{path} has {size} bytes instead of {remote.size}; {cure}.")
     try:
         verify(path, remote.checksum)
     except OSError as error:

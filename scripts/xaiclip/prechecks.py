@@ -156,8 +156,9 @@ def _model_of_folder(folder: Path, key: str) -> dict[str, Any]:
             model = _json(folder / name, key).get("model_cfg")
             if not isinstance(model, dict):
                 raise ConfigError(f"{key}: {folder / name} lacks 'model_cfg'.")
-            if name == "clip.json" and not (folder / "clip.safetensors").is_file():
-                raise ConfigError(f"{key}: {folder} lacks clip.safetensors.")
+            kinds = ("clip.safetensors",) if name == "clip.json" else ("*.safetensors", "*.bin")
+            if not any(file.is_file() for kind in kinds for file in folder.glob(kind)):
+                raise ConfigError(f"{key}: {folder} lacks {' or '.join(kinds)}.")
             return model
     raise ConfigError(f"{key}: {folder} holds neither clip.json nor open_clip_config.json.")
 
