@@ -25,16 +25,40 @@ def signature(*paths: str | os.PathLike[str] | None) -> str | None:
         return None
     digest = hashlib.sha256()
     for path in given:
-        for file in input_files(path):
-            try:
-                stat = os.stat(file)
-                state = f"{stat.st_size} {stat.st_mtime_ns}"
-            except OSError:
-                state = "missing"
-            name = os.path.relpath(file, path if path.is_dir() else path.parent)
-            digest.update(f"{name}\0{state}\n".encode(errors="surrogateescape"))
+        for name, state in sorted(_states(path).items()):
+            size, changed = state or ("", "missing")
+            digest.update(f"{name}\0{size} {changed}\n".encode(errors="surrogateescape"))
         digest.update(b"\n")
     return digest.hexdigest()[:16]
+
+
+def _states(path: Path) -> dict[str, tuple[int, int] | None]:
+    """Size and time of every file by its name below (or beside) ``path``; None: it is gone."""
+    found: dict[str, tuple[int, int] | None] = {}
+    if path.is_dir():  # as `input_files`, but without a look at each of a thousand slices twice
+        waiting = [str(path)]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                entries = list(os.scandir(folder))
+            except OSError:
+                found[folder[len(str(path)) + 1 :]] = None
+                continue
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif entry.is_file():
+                    stat = entry.stat()
+                    found[entry.path[len(str(path)) + 1 :]] = (stat.st_size, stat.st_mtime_ns)
+        return found
+    for file in input_files(path):
+        name = os.path.relpath(file, path.parent)
+        try:
+            stat = file.stat()
+            found[name] = (stat.st_size, stat.st_mtime_ns)
+        except OSError:
+            found[name] = None
+    return found
 
 
 def twins(first: Iterable[Path], second: Iterable[Path]) -> tuple[Path, Path] | None:
@@ -56,24 +80,24 @@ def twins(first: Iterable[Path], second: Iterable[Path]) -> tuple[Path, Path] | 
     return None
 
 
-def _quietly(look: Callable[[list[Path]], Any], path: Path) -> Any:
+def _quietly(look: Callable[[Path], Any], path: Path) -> Any:
     try:
-        return look([file for file in input_files(path) if file.is_file()])
+        return look(path)
     except OSError:
         return None
 
 
-def _sizes(files: list[Path]) -> tuple[int, ...] | None:
-    sizes = tuple(sorted(file.stat().st_size for file in files))
+def _sizes(path: Path) -> tuple[int, ...] | None:
+    sizes = tuple(sorted(state[0] for state in _states(path).values() if state))
     return sizes if any(sizes) else None
 
 
-def _sample(files: list[Path]) -> bytes:
+def _sample(path: Path) -> bytes:
     """Start, middle and end of the largest file; of several, whichever comes first by these."""
-    sizes = [file.stat().st_size for file in files]
-    return min(
-        _ends(file, size) for file, size in zip(files, sizes, strict=True) if size == max(sizes)
-    )
+    folder = path if path.is_dir() else path.parent
+    sizes = {folder / name: state[0] for name, state in _states(path).items() if state}
+    most = max(sizes.values())
+    return min(_ends(file, size) for file, size in sizes.items() if size == most)
 
 
 def _ends(file: Path, size: int) -> bytes:
@@ -85,6 +109,6 @@ def _ends(file: Path, size: int) -> bytes:
     return digest.digest()
 
 
-def _content(files: list[Path]) -> tuple[str, ...]:
+def _content(path: Path) -> tuple[str, ...]:
     """Checksums of the files, whatever they are called."""
-    return tuple(sorted(sha256(file) for file in files))
+    return tuple(sorted(sha256(file) for file in input_files(path)))
