@@ -36,5 +36,5 @@ rule all:
             guidance=GUIDANCES,
             batch=batches("test"),
         ),
-        expand("results/{run}/skipped.tsv", run=RUN),
+        expand("results/{run}/{name}.tsv", run=RUN, name=["skipped", "warnings"]),
         expand("results/{run}/provenance.json", run=RUN),

@@ -133,7 +133,11 @@ rule skipped:
         explanations="results/{run}/metrics/explanations.parquet",
     output:
         skipped="results/{run}/skipped.tsv",
-        warnings="results/{run}/warnings.tsv",
+        warnings=report(
+            "results/{run}/warnings.tsv",
+            caption="../docs/report/warnings.rst",
+            category="Tables",
+        ),
     log:
         "results/{run}/logs/skipped.log",
     localrule: True

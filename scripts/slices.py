@@ -36,8 +36,10 @@ with job(snakemake) as log:
             skips += taken.skips
             warnings += taken.warnings
             for skip in taken.skips:
-                if skip.slice is not None:
-                    log.info("%s: %s", skip.case, skip.reason)
+                if (
+                    skip.slice is not None or skip.stage != STAGE
+                ):  # else it was logged as it was lost
+                    log.warning("%s: %s", skip.case, skip.reason)
     redact = redactor(snakemake)
     skips = [replace(skip, reason=redact(skip.reason)) for skip in skips]
     warnings = [replace(one, reason=redact(one.reason)) for one in warnings]

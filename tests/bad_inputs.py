@@ -22,7 +22,10 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from PIL import Image
+from pydicom.uid import RLELossless
 
+import dicom_files
+from xaiclip.data import sheet
 from xaiclip.data.geometry import display
 from xaiclip.data.sheet import Case, read_sheet
 from xaiclip.data.slices import take_slices
@@ -196,7 +199,7 @@ def bomb(rng, folder):
 
 
 def one_slice(rng, folder):
-    """Of any plane, with or without the axis that it lacks, and some bytes of the header changed."""
+    """Of any plane, with or without the axis that it lacks; some bytes of the header changed."""
     shape = list(SHAPE)
     lacks = rng.integers(3)
     shape[lacks] = 1
@@ -281,27 +284,21 @@ def itk_header(rng, folder):
 
 
 def dicom(rng, folder):
-    """A series with bytes changed, files cut off, missing or foreign."""
-    image = sitk.GetImageFromArray(rng.integers(-1000, 1000, (4, 6, 5)).astype(np.int16))
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
+    """A series, or a file of several frames, with bytes changed, files cut off or foreign."""
+    places = ["0\\0\\{k}", "0\\0\\{k}", "0\\0\\{k}", "0\\0\\0", "0\\{k}\\{k}", "1\\0"]
+
+    def one(k):
+        place = str(rng.choice(places)).replace("{k}", str(3 * k))
+        file = dicom_files.plane(k, ImagePositionPatient=place.split("\\"))
+        if rng.random() < 0.2:
+            file.compress(RLELossless)
+        return file
+
     series = folder / "Serie ü 1"
-    series.mkdir()
-    for k in range(4):
-        plane = image[:, :, k]
-        for tag, value in {
-            "0008|0060": "CT",
-            "0020|000e": "1.2.3",
-            "0020|000d": "1.2",
-            "0008|0018": f"1.2.3.{k}",
-            "0020|0037": "1\\0\\0\\0\\1\\0",
-            "0020|0032": rng.choice(["0\\0\\{k}", "0\\0\\{k}", "0\\0\\0", "nan\\0\\{k}"]).replace(
-                "{k}", str(3 * k)
-            ),
-        }.items():
-            plane.SetMetaData(tag, value)
-        writer.SetFileName(str(series / f"{k}.dcm"))
-        writer.Execute(plane)
+    if rng.random() < 0.3:
+        dicom_files.save(dicom_files.enhanced(), series / "IM0")
+    else:
+        dicom_files.series(series, one, name="IM{}")
     for file in sorted(series.iterdir()):
         content = bytearray(file.read_bytes())
         what = rng.integers(4)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nibabel.orientations import axcodes2ornt
+from scipy.spatial.transform import Rotation
 
 from xaiclip.data.geometry import Geometry, display
-from xaiclip.data.volumes import check_same_grid, read_volume, restore
+from xaiclip.data.volumes import check_same_grid, read_volume, restore, write_volume
 from xaiclip.errors import CaseError
 
 SHAPE = (5, 6, 7)
@@ -229,61 +230,6 @@ def test_itk_formats_agree_with_nifti(tmp_path, suffix, trailing):
     np.testing.assert_allclose(volume.geometry.canonical_affine, RAS, atol=1e-5)
 
 
-def write_dicom(folder, uid="1.2.3", shift=lambda k: (0, 0, 3 * k), keep=range(7), crop=0):
-    folder.mkdir(exist_ok=True)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    image = itk_image()[crop:]
-    for k in keep:
-        plane = image[:, :, k]
-        origin = np.array(image.GetOrigin()) + shift(k)
-        for tag, value in {
-            "0008|0060": "CT",
-            "0020|000e": uid,
-            "0020|000d": "1.2",
-            "0008|0018": f"{uid}.{k}",
-            "0020|0013": str(k),
-            "0020|0037": "-1\\0\\0\\0\\-1\\0",
-            "0020|0032": "\\".join(map(str, origin)),
-            "0018|0050": "3",
-            "0028|1052": "-100",
-            "0028|1053": "1",
-        }.items():
-            plane.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{uid}_{k}.dcm"))
-        writer.Execute(plane)
-    return folder
-
-
-def test_dicom_series(tmp_path):
-    volume = read_volume(write_dicom(tmp_path / "Serie 1 ü"))
-    np.testing.assert_array_equal(volume.array, VOXELS)
-    np.testing.assert_allclose(volume.geometry.canonical_affine, RAS, atol=1e-5)
-    tilted = write_dicom(tmp_path / "tilted", shift=lambda k: (0, 0.5 * k, 3 * k))
-    affine = read_volume(tilted).geometry.canonical_affine
-    np.testing.assert_allclose(affine[:3, 2], (0, -0.5, 3), atol=1e-5)
-
-
-def test_bad_dicom_folders(tmp_path):
-    both = write_dicom(tmp_path / "both")
-    write_dicom(both, uid="9.8.7")
-    text = sentence(both)
-    assert "1.2.3" in text
-    assert "9.8.7" in text
-    (tmp_path / "empty").mkdir()
-    assert "no DICOM series" in sentence(tmp_path / "empty")
-    gap = write_dicom(tmp_path / "gap", keep=[0, 1, 2, 4, 5, 6])
-    assert "not evenly spaced" in sentence(gap)
-    mixed = write_dicom(tmp_path / "mixed")
-    write_dicom(mixed, keep=[3], crop=2)
-    assert "cannot be read as one volume" in sentence(mixed)
-    lost = write_dicom(tmp_path / "lost")
-    for file in lost.iterdir():  # the tag's element becomes another one
-        raw = file.read_bytes()
-        file.write_bytes(raw.replace(b"\x20\x00\x32\x00", b"\x20\x00\x33\x00"))
-    assert "no image position" in sentence(lost)
-
-
 def test_colours_are_refused(tmp_path):
     sitk.WriteImage(sitk.Compose([itk_image()] * 3), tmp_path / "rgb.mha")
     assert "3 values in each voxel" in sentence(tmp_path / "rgb.mha")
@@ -329,7 +275,8 @@ BAD_FILES = {
     "lying.nii.gz": (gzip.compress(claims(1000, 1000, 1000)), "claims 1000"),
     "negative.nii": (claims(5, -6, 7), "claims"),
     "type.nii": (patched(70, "<h", 246), "not a readable NIfTI"),
-    "offset.nii": (patched(108, "<f", 1e30), "damaged or truncated"),
+    "offset.nii": (patched(108, "<f", 1e30), "voxels begin"),
+    "inside.nii": (patched(108, "<f", 0.0), "voxels begin in its header"),
     "nowhere.nii": (patched(252, "<2h", 0, 0), "does not tell where its axes lead"),
     "flat.nii": (patched(280, "<4f", 0, 0, 0, 0), "singular"),
     "nan_affine.nii": (patched(280, "<f", np.nan), "singular"),
@@ -422,3 +369,64 @@ def test_grids_that_differ(tmp_path, change):
         check_same_grid(*pair(tmp_path, affine))
     with pytest.raises(CaseError, match=r"label\.nii: its grid \(5, 6, 6\) differs"):
         check_same_grid(*pair(tmp_path, RAS, VOXELS[..., :6]))
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, -1, 1), (-1, 1, 1)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (0.8, 0.8, 5)])
+@pytest.mark.parametrize("centred", [False, True])
+def test_the_geometry_of_an_array_is_not_taken_for_a_scanners(tmp_path, signs, sizes, centred):
+    """The origin at 0, or in the middle: what libraries write when nobody told them one."""
+    affine = np.diag([*(np.array(signs) * sizes), 1.0])
+    if centred:
+        affine[:3, 3] = -affine[:3, :3] @ ((np.array(SHAPE) - 1) / 2)
+    path = write(tmp_path / "scan.nii", VOXELS, affine)
+    if sizes == (1, 1, 1):
+        assert "identity" in sentence(path)
+        volume = read_volume(path, orientation="LPS")
+        np.testing.assert_array_equal(volume.array, VOXELS[::-1, ::-1])
+        assert not volume.geometry.measured
+    else:
+        assert "were they ever set?" in read_volume(path).warnings[0]
+        affine[1, 3] += 7.3
+        assert read_volume(write(path, VOXELS, affine)).warnings == ()
+
+
+def mm(path, index):
+    """Where a voxel lies, in RAS mm: by nibabel's choice, by either form, and by ITK's; None where
+    the file does not have the form, or is refused."""
+    image = nib.load(path)
+    places = [image.affine @ [*index, 1]]
+    for form in (image.get_sform, image.get_qform):
+        affine, code = form(coded=True)
+        places.append(affine @ [*index, 1] if code else None)
+    try:
+        itk = sitk.ReadImage(str(path)).TransformIndexToPhysicalPoint([int(k) for k in index])
+        places.append(np.array([-itk[0], -itk[1], itk[2], 1]))
+    except RuntimeError:
+        places.append(None)
+    return places
+
+
+SHEARED = np.array([[1.5, 0, 0.2, -20], [0, 2, 0.9, 30], [0, 0, 3, -40], [0, 0, 0, 1]])
+TURNED = np.eye(4)
+TURNED[:3, :3] = Rotation.from_euler("xyz", [20, 30, -10], degrees=True).as_matrix()
+
+
+@pytest.mark.parametrize(
+    ("affine", "sheared"),
+    [(RAS, False), (TURNED @ RAS, False), (SHEARED, True), (TURNED @ SHEARED, True)],
+)
+@pytest.mark.parametrize("way", ["map", "volume"])
+def test_what_we_write_lies_in_one_place_for_every_viewer(tmp_path, affine, sheared, way):
+    """ITK may refuse what is sheared, but not show it elsewhere."""
+    path = tmp_path / "out.nii.gz"
+    if way == "map":
+        nib.save(restore({3: np.ones((6, 5))}, Geometry(affine, SHAPE)), path)
+    else:
+        write_volume(path, VOXELS, affine)
+    for index in ((0, 0, 0), (4, 5, 6), (4, 0, 3)):
+        places = mm(path, index)
+        assert [place is None for place in places] == [False, False, sheared, sheared]
+        for place in places:
+            if place is not None:
+                np.testing.assert_allclose(place, affine @ [*index, 1], atol=1e-3)

@@ -55,7 +55,7 @@ def prepare(case: str, source: Path, image: Path, label: Path | None) -> None:
         case: ``ct_05``, ``mr_13_t1in``, ``mr_13_t1out`` or ``mr_13_t2``: modality, number as
             published, series.
         source: ``CHAOS_Train_Sets.zip``.
-        image, label: the NIfTI files to write, float32 and uint8.
+        image, label: the NIfTI files to write; the label is uint8.
 
     Raises:
         ConfigError: the archive cannot be used.

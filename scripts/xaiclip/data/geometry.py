@@ -112,6 +112,7 @@ class Stored:
         spacing: mm; None where it tells none.
         shown: whether it is a picture, whose first axis runs to the right of whoever looks at it,
             and whose second axis runs down.
+        told: whether the format must tell the geometry, so that an unlikely one is meant (DICOM).
         warnings: sentences about what looks wrong, which do not name the file.
     """
 
@@ -119,6 +120,7 @@ class Stored:
     affine: NDArray[np.float64] | None
     spacing: tuple[float, ...] | None = None
     shown: bool = False
+    told: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -254,12 +256,20 @@ def oriented_affine(codes: str, spacing: Sequence[float]) -> NDArray[np.float64]
     return affine
 
 
-def is_of_an_array(affine: NDArray[np.float64]) -> bool:
-    """Whether an affine is what libraries write when nobody told them one.
+def is_of_an_array(affine: NDArray[np.float64], shape: Sequence[int]) -> bool:
+    """Whether an affine's place is what libraries write when nobody told them one.
 
-    Voxels of 1 mm along x, y and z, the origin at 0.
+    Its axes are x, y and z; the first voxel, or the middle of the volume, lies at 0.
+
+    Args:
+        affine: (4, 4).
+        shape: of the stored array.
     """
-    return bool((np.abs(affine) == np.eye(4)).all())
+    steps = np.abs(np.diag(affine)[:3])
+    turned = np.abs(affine[:3, :3] - np.diag(np.diag(affine)[:3])).max() > 1e-6 * steps.max()
+    middle = affine[:3, :3] @ ((np.array(shape) - 1) / 2) + affine[:3, 3]
+    at_zero = min(np.abs(affine[:3, 3]).max(), np.abs(middle).max()) < 1e-3
+    return not turned and bool(at_zero)
 
 
 def times(sizes: Iterable[object]) -> str:

@@ -47,7 +47,7 @@ def read_classes(
     masks = mask_files(path)
     if masks:
         return _from_masks(masks, path, image, classes, orientation)
-    label = read_volume(path, label=True, orientation=orientation)
+    label = read_volume(path, label=True, orientation=orientation, segments=(image.geometry, table))
     check_same_grid(image, label)
     return map_labels(label, table, classes), label.warnings
 
@@ -60,7 +60,7 @@ def mask_files(folder: Path) -> list[Path]:
         file
         for file in folder.iterdir()
         if file.name.lower().endswith(SUFFIXES)
-        and not file.name.lower().endswith((".dcm", ".img", ".npz"))
+        and not file.name.lower().endswith((".img", ".npz"))
         and not file.name.startswith(".")
         and file.is_file()
     )
@@ -120,6 +120,8 @@ def _from_masks(
         )
     merged = np.zeros(image.array.shape, np.uint8)
     shared, warnings = 0, []
+    if lacking := [organ for organ in organs_of(classes) if classes.index(organ) not in named]:
+        warnings.append(f"there is no mask of {', '.join(lacking)}, which counts as background.")
     for number, file in sorted(named.items(), reverse=True):
         mask = read_volume(file, label=True, orientation=orientation)
         check_same_grid(image, mask)

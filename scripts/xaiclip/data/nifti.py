@@ -25,6 +25,8 @@ from xaiclip.errors import CaseError
 
 #: By their code in the header: how many mm a unit has. A unit that is not told is mm.
 _UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}
+#: Extensions of a header are no longer than that, bytes.
+MAX_OFFSET = 2**26
 #: How much the sizes of voxels may differ that two fields of a header give.
 _TOLERANCE = 0.02
 
@@ -111,11 +113,12 @@ def _layout(
             path,
         ) from error
     offset = float(header["vox_offset"])
-    if not 0 <= offset < 2**31 or (single and 0 < offset < header.template_dtype.itemsize):
-        raise CaseError("damaged or truncated (its voxels begin nowhere); copy it again.", path)
+    if not (header.template_dtype.itemsize + 4 if single else 0) <= offset <= MAX_OFFSET:
+        raise CaseError(
+            "damaged (its voxels begin in its header, or far away); copy it again.", path
+        )
     scale = None if slope is None else (float(slope), float(inter or 0))
-    start = int(header.get_data_offset()) if single else int(offset)
-    return shape, dtype, start, None if scale == (1, 0) else scale
+    return shape, dtype, int(offset), None if scale == (1, 0) else scale
 
 
 def _from(stream: Any, offset: int) -> Iterator[bytes]:

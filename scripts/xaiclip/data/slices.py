@@ -167,7 +167,7 @@ def _take(case: Case, settings: Mapping[str, Any], taken: Taken) -> None:
 
     def doubt(role: str, reasons: Iterable[str]) -> None:
         for reason in reasons:
-            if refuse:
+            if refuse and role == "image":  # of a label, they tell how it was read
                 raise CaseError(f"{role}: {reason}")
             taken.warnings.append(Caution(case.name, STAGE, f"{role}: {reason}"))
 

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from xaiclip.data.dicom import read_dicom
+from xaiclip.data.dicom import read_dicom, read_dicom_label
 from xaiclip.data.geometry import (
     Geometry,
     Stored,
@@ -35,16 +35,21 @@ MAX_LABEL = 2**24
 _NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 _META = (".mha", ".mhd")
 _NRRD = (".nrrd", ".nhdr")
-#: Ends of the names of files that are read, in lower case.
-SUFFIXES = (*_NIFTI, *_META, *_NRRD, *PICTURES, ".npz", ".dcm")
+_DICOM = (".dcm", ".dicom")
+#: Ends of the names of files that are read beside DICOM's, in lower case.
+SUFFIXES = (*_NIFTI, *_META, *_NRRD, *PICTURES, ".npz")
 
 
 def read_volume(
-    path: str | os.PathLike[str], *, label: bool = False, orientation: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    label: bool = False,
+    orientation: str | None = None,
+    segments: tuple[Geometry, Mapping[int, str]] | None = None,
 ) -> Volume:
     """Read a scan or a label map: a volume, or a single slice.
 
-    NIfTI, MetaImage and NRRD files, a DICOM series, pictures (PNG, TIFF, JPEG) and MedSAM's npz.
+    NIfTI, MetaImage and NRRD files, DICOM, pictures (PNG, TIFF, JPEG) and MedSAM's npz.
     The voxels are brought to the nearest canonical axes, never resampled. A picture has no
     geometry: it lies as it is shown, the patient's right on the left.
 
@@ -52,12 +57,14 @@ def read_volume(
         path: the file, or the folder of a DICOM series.
         label: whether it is a label map, whose values must be whole and not negative.
         orientation: where the axes of a file lead that does not say so, such as ``LPS``.
+        segments: what a DICOM segmentation needs to become a label map: the grid of its image, and
+            the names of the label ids.
 
     Raises:
         CaseError: it cannot be read, or not be used; one sentence with the file and the cure.
     """
     path = Path(path)
-    stored = _read(path, label)
+    stored = _read(path, label, segments)
     array = stored.array.reshape((*stored.array.shape, 1, 1)[:3])
     shape = (array.shape[0], array.shape[1], array.shape[2])
     geometry, warnings = _geometry(stored, shape, path, orientation)
@@ -67,14 +74,15 @@ def read_volume(
     return Volume(geometry.to_canonical(array), geometry, path, (*stored.warnings, *warnings))
 
 
-def _read(path: Path, label: bool) -> Stored:
+def _read(path: Path, label: bool, segments: tuple[Geometry, Mapping[int, str]] | None) -> Stored:
     name = path.name.lower()
     if not os.path.exists(path):
         raise CaseError("there is no such file; correct the path in the sample sheet.", path)
     if not path.is_dir() and not path.is_file():  # reading a pipe or a device may never end
         raise CaseError("is neither a file nor a folder; give one of them.", path)
-    if path.is_dir() or name.endswith(".dcm"):
-        return Stored(*read_dicom(path))
+    if path.is_dir() or name.endswith(_DICOM):
+        found = read_dicom_label(path, *segments) if label and segments else read_dicom(path)
+        return Stored(*found, told=True)
     if name.endswith(_NIFTI):
         return read_nifti(path)
     if name.endswith(_META):
@@ -86,7 +94,7 @@ def _read(path: Path, label: bool) -> Stored:
     if name.endswith(".npz"):
         return read_npz(path, label=label)
     raise CaseError(
-        "not a known format; give NIfTI, MHA, NRRD, DICOM (a folder), PNG, TIFF or MedSAM's npz.",
+        "not a known format; give NIfTI, MHA, NRRD, DICOM (folder, .dcm), PNG, TIFF or npz.",
         path,
     )
 
@@ -97,24 +105,25 @@ def _geometry(
     """Where a volume lies, and what looks wrong about it."""
     affine, spacing = stored.affine, stored.spacing
     words = "its header does not tell where its axes lead"
+    warnings = []
     if affine is not None:
         affine = fit_plane(affine, stored.array.shape)
         check_affine(affine, path)
-        if is_of_an_array(affine):
-            affine = None
-            words = "its affine is the identity, which no scanner writes"
+        if not stored.told and is_of_an_array(affine, shape):
+            if np.allclose(np.abs(np.diag(affine)), 1, atol=1e-6):
+                affine = None
+                words = "its affine is the identity, which no scanner writes"
+            else:
+                warnings.append(
+                    "its axes and its origin are those of an array: were they ever set? Compare "
+                    "left and right in a viewer."
+                )
+    if affine is not None:
+        return Geometry(affine, shape), warnings
     if spacing is not None:
         spacing = (*spacing, 1.0, 1.0)[:3]
         if not np.isfinite(spacing).all() or min(spacing) <= 0 or set(spacing) == {1.0}:
             spacing = None
-    if affine is not None:
-        warnings = []
-        if not affine[:3, 3].any() and np.count_nonzero(affine) == 4:
-            warnings.append(
-                "its origin is 0 and its axes are those of an array: were they ever set? Compare "
-                "left and right in a viewer."
-            )
-        return Geometry(affine, shape), warnings
     codes = "LPS" if stored.shown else orientation
     if codes is None:
         raise CaseError(
