@@ -25,7 +25,6 @@ from PIL import Image
 from pydicom.uid import RLELossless
 
 import dicom_files
-from xaiclip.data import sheet
 from xaiclip.data.geometry import display
 from xaiclip.data.sheet import Case, read_sheet
 from xaiclip.data.slices import take_slices
