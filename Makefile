@@ -101,5 +101,17 @@ $(VENV)/.dev: envs/requirements-dev.txt envs/requirements-build.txt | $(VENV)/bi
 	$(install)
 	touch $(VENV)/.run
 
+# What costs nothing to make again: caches and the report. A study is removed by name: make clean RUN=demo CONFIRM=yes
+CONFIRM ?= no
+clean: export STUDY = $(RUN)
 clean:
-	rm -rf .snakemake results/*/ report.html
+ifeq ($(origin RUN), file)
+	rm -rf report.html .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
+	find scripts tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "Studies are kept; make clean RUN=name CONFIRM=yes removes one."
+else
+	@[[ "$$STUDY" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$$ ]] || { echo "RUN is no name of a study." >&2; exit 2; }
+	@[ -d "results/$$STUDY" ] || { echo "There is no results/$$STUDY." >&2; exit 2; }
+	@[ "$(CONFIRM)" = yes ] || { echo "results/$$STUDY would be removed: add CONFIRM=yes." >&2; exit 2; }
+	rm -rf "results/$$STUDY"
+endif

@@ -10,6 +10,7 @@ configfile: "config/config.yaml"
 report: "docs/report/workflow.rst"
 
 
+include: "rules/project.smk"
 include: "rules/common.smk"
 include: "rules/download.smk"
 include: "rules/data.smk"

@@ -2,22 +2,21 @@
 import hashlib
 import os
 import re
-import sys
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from functools import cache
-from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
-
-sys.path.append(str(Path(workflow.basedir) / "scripts"))
+from snakemake.io import contains_wildcard
 
 from xaiclip import provenance
 from xaiclip.catalogue import DATASETS, WEIGHTS, Entry, backbone_note
 from xaiclip.catalogue import entries as published_entries
-from xaiclip.config import complete, label_table
+from xaiclip.checked import check_published
+from xaiclip.config import complete
+from xaiclip.constraints import label_table
+from xaiclip.data.changes import signature
 from xaiclip.data.sheet import Case, read_sheet
-from xaiclip.errors import ConfigError, StorageError
+from xaiclip.errors import StorageError
 from xaiclip.files import check_writable
 from xaiclip.organs import organs_of
 from xaiclip.seeds import derived
@@ -106,29 +105,56 @@ def batch_names(split):
     }
 
 
+def published_files():
+    """What is published elsewhere and used here: weights, an archive of data."""
+    if SOURCE in DATASETS and DATASETS[SOURCE].archive:
+        yield DATASETS[SOURCE].archive
+    if config["segmenter"]["checkpoint"] == "auto":
+        yield WEIGHTS[config["segmenter"]["model"]]
+
+
+def by_hand():
+    """What only the user can get (path: words)."""
+    if SOURCE in DATASETS and not DATASETS[SOURCE].archive:
+        if not Path(DOWNLOADS, SOURCE).is_dir():
+            yield source_path(), (
+                f"{DATASETS[SOURCE].by_hand}, and put its case folders into {source_path()}."
+            )
+    if (path := config["localizer"]["weights"]) and not Path(path).exists():
+        trained = re.fullmatch(r"results/([^/]+)/localizer/.+", path)
+        if trained and trained[1] != RUN:
+            yield path, (
+                f"config key 'localizer.weights': there is no file '{path}': run the study "
+                f"'{trained[1]}', which trains it, first."
+            )
+
+
 def factory_code(factory):
     """Hash of the user's own segmenter: its file, and files beside it that it imports."""
     if not factory:
         return None
     file = Path(factory.rpartition(":")[0])
-    if not file.exists():
-        raise ConfigError(f"config key 'segmenter.factory': there is no file '{file}'.")
     try:
         return provenance.code_hash(file.name, root=file.parent)
-    except SyntaxError as error:
+    except (SyntaxError, UnicodeDecodeError) as error:
         raise ConfigError(f"config key 'segmenter.factory': {error}.") from None
 
 
 try:
     if not Path(".snakemake").exists():
         check_writable(".snakemake")
-    # in place: rules read `config`, and a rule's params must not hang on what a default was
-    completed = complete(config)
-    config.clear()
-    config.update(completed)
-    if config[
-        "umask"
-    ]:  # of all files and folders; jobs inherit it, on a cluster by reading this
+    check_command()
+    # where the project is another workflow's module, all of its config is the user's
+    config = complete(
+        config,
+        given=(
+            config
+            if workflow.modifier.skip_configfile
+            else workflow.config_settings.overwrite_config
+        ),
+    )
+    if config["umask"]:
+        # of all files and folders: jobs inherit it, or read this
         os.umask(int(config["umask"], 8))
     RUN = config["run"]
     SOURCE = config["data"]["source"]
@@ -146,30 +172,18 @@ try:
         raise ConfigError(
             "no case has the split 'train': name a trained localizer in 'localizer.weights'."
         )
-    # what is fetched from elsewhere, and what only the user can get (path: words)
-    WANTED, BY_HAND = [], {}
-    if SOURCE in DATASETS:
-        if DATASETS[SOURCE].archive:
-            WANTED.append(DATASETS[SOURCE].archive)
-        elif not Path(DOWNLOADS, SOURCE).is_dir():
-            BY_HAND[source_path()] = (
-                f"{DATASETS[SOURCE].by_hand}, and put its case folders into {source_path()}."
-            )
-    if config["segmenter"]["checkpoint"] == "auto":
-        WANTED.append(WEIGHTS[config["segmenter"]["model"]])
-        config["segmenter"]["checkpoint"] = f"{DOWNLOADS}/{WANTED[-1].name}"
-    elif (path := config["segmenter"]["checkpoint"]) and not Path(path).exists():
-        raise ConfigError(
-            f"config key 'segmenter.checkpoint': there is no file '{path}'."
-        )
+    WANTED, BY_HAND = list(published_files()), dict(by_hand())
+    check_models()
+    for remote in WANTED:
+        if (file := Path(DOWNLOADS, remote.name)).exists():
+            check_published(file, remote, Path(".snakemake/verified"))
     FACTORY = factory_code(config["segmenter"]["factory"])
-    if (path := config["localizer"]["weights"]) and not Path(path).exists():
-        words = f"config key 'localizer.weights': there is no file '{path}'"
-        trained = re.fullmatch(r"results/([^/]+)/localizer/.+", path)
-        if trained is None or trained[1] == RUN:
-            raise ConfigError(f"{words}.")
-        BY_HAND[path] = (
-            f"{words}: run the study '{trained[1]}', which trains it, first."
+    if config["segmenter"]["checkpoint"] == "auto":
+        remote = WEIGHTS[config["segmenter"]["model"]]
+        config["segmenter"]["checkpoint"] = f"{DOWNLOADS}/{remote.name}"
+        # each job that reads the file compares it
+        config["segmenter"]["checksum"] = (
+            config["segmenter"]["checksum"] or remote.checksum
         )
 except (ConfigError, StorageError) as error:
     raise WorkflowError(str(error)) from None
@@ -182,6 +196,8 @@ VARIANTS = (
     ["text", "no_text"] if TRAINS and config["localizer"]["ablation"] else ["text"]
 )
 BACKBONE = {key: config["localizer"][key] for key in ("backbone", "pretrained")}
+# told in a job's message through its params: a message is a pattern, in which braces are read
+BACKBONE_NOTE = backbone_note(**BACKBONE)
 
 
 def existing_files(*paths):
@@ -195,11 +211,25 @@ def existing_files(*paths):
     )
 
 
-# Weights from outside the workflow, as input files: others mean other results.
-FOREIGN = {
+def given(paths):
+    """Files from outside the workflow, as input of a rule.
+
+    Their times do not count, since a file may be replaced by an older one, or be dated in the
+    future: the rule's params hold their signature. A path like {1}, which Snakemake would take
+    for a wildcard, stands in the params alone.
+    """
+    return [ancient(path) for path in paths if not contains_wildcard(path)]
+
+
+# Weights from outside the workflow: others mean other results.
+OWN_WEIGHTS = {
     "clip": existing_files(*BACKBONE.values()),
+    "sam": existing_files(config["segmenter"]["checkpoint"]),
+}
+FOREIGN = {
+    "clip": given(OWN_WEIGHTS["clip"]),
     # a checkpoint that is yet to be fetched is there when its rule has run
-    "sam": existing_files(config["segmenter"]["checkpoint"])
+    "sam": given(OWN_WEIGHTS["sam"])
     or [
         f"{DOWNLOADS}/{remote.name}" for remote in WANTED if remote in WEIGHTS.values()
     ],
@@ -234,9 +264,20 @@ def files_of(case):
 
 def raw_files(wildcards):
     """Files of a batch's cases."""
-    return [
+    files = [
         file for case in MEMBERS.get(wildcards.batch, []) for file in files_of(case)
     ]
+    return given(files) if SOURCE == "sheet" else files
+
+
+def signatures(wildcards):
+    """What tells that a file of a batch's cases was replaced, for params."""
+    if SOURCE != "sheet":  # the workflow makes them
+        return {}
+    return {
+        case.name: signature(case.image, case.label)
+        for case in MEMBERS.get(wildcards.batch, [])
+    }
 
 
 def row_of(case):
@@ -280,8 +321,16 @@ def shipped(model):
     own = model == "sam" and config["segmenter"]["factory"]
     if config[section][key] != "compact" or own:
         return None
-    path = Path(workflow.basedir) / "resources" / "compact" / f"{model}.safetensors"
+    path = ROOT / "resources" / "compact" / f"{model}.safetensors"
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
+
+
+@cache
+def weights(model):
+    """What tells that a model's own weights were replaced."""
+    # of published ones the checksum stands among the settings: they may be yet to be fetched
+    published = model == "sam" and any(one in WANTED for one in WEIGHTS.values())
+    return None if published else signature(*OWN_WEIGHTS[model])
 
 
 def on_device(*models, **settings):
@@ -291,6 +340,7 @@ def on_device(*models, **settings):
         "device": config["device"],
         "precision": config["precision"],
         "shipped": {model: shipped(model) for model in models},
+        "weights": {model: weights(model) for model in models},
         "factory": FACTORY if "sam" in models else None,
     }
 

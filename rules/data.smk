@@ -1,5 +1,5 @@
 # Raw volumes → slices → preprocessed slices.
-from xaiclip.data.footprint import reading_mb, stamp
+from xaiclip.data.footprint import reading_mb
 from xaiclip.files import check_date
 
 
@@ -30,16 +30,6 @@ def made_files(wildcards):
     compares only the time of a folder, and removes the results of a scan dated in the future.
     """
     return [] if SOURCE == "sheet" else raw_files(wildcards)
-
-
-def scan_stamps(wildcards):
-    """What the user's own scans of a batch look like on disk, by case."""
-    if SOURCE != "sheet":
-        return {}
-    return {
-        case.name: stamp(path for path in (case.image, case.label) if path)
-        for case in MEMBERS.get(wildcards.batch, [])
-    }
 
 
 def slices_mb(wildcards, attempt):
@@ -110,7 +100,7 @@ rule slices:
             "implausible": config["data"]["implausible"],
             "slices": config["data"]["slices"][w.batch.split("-")[0]],
         },
-        scans=scan_stamps,
+        files=signatures,
         code=code("slices.py"),
     message:
         "Slices of batch {wildcards.batch}"

@@ -96,10 +96,8 @@ rule metrics:
         "../scripts/metrics.py"
 
 
-# What each stage left out.
+# What each stage after the slices left out.
 SKIPS = [
-    "slices/{batch}.npz",
-    "preprocessed/{batch}.npz",
     *(f"localization/{variant}/{{batch}}.npz" for variant in VARIANTS),
     *(f"metrics/parts/localizer/{variant}_{{batch}}.npz" for variant in VARIANTS),
     "roi/{batch}.npz",
@@ -109,14 +107,19 @@ SKIPS = [
 
 rule skipped:
     input:
+        slices=expand(
+            "results/{run}/slices/{batch}.npz",
+            batch=(batches("train") if TRAINS else []) + batches("test"),
+            allow_missing=True,
+        ),
+        preprocessed=expand(
+            "results/{run}/preprocessed/{batch}.npz",
+            batch=(batches("train") if TRAINS else []) + batches("test"),
+            allow_missing=True,
+        ),
         stages=expand(
             [f"results/{{run}}/{file}" for file in SKIPS],
             batch=batches("test"),
-            allow_missing=True,
-        )
-        + expand(
-            [f"results/{{run}}/{file}" for file in SKIPS[:2]],
-            batch=batches("train") if TRAINS else [],
             allow_missing=True,
         ),
         maps=expand(

@@ -1,10 +1,15 @@
 # Training the localizer; probability maps; ROI masks and boxes.
-# Inputs of the user's own are functions: Snakemake's report shows others as they are, with their paths.
-TRAINED = (
-    "results/{run}/localizer/{variant}/localizer.safetensors"
-    if TRAINS
-    else config["localizer"]["weights"]
-)
+
+
+def trained_of(run, variant="text"):
+    """The localizer's weights: those that the study trains, or another one's."""
+    if TRAINS:
+        return f"results/{run}/localizer/{variant}/localizer.safetensors"
+    return ancient(config["localizer"]["weights"])
+
+
+# what tells that weights of another run were replaced
+TRAINED_STATE = None if TRAINS else signature(config["localizer"]["weights"])
 
 
 if TRAINS:
@@ -46,8 +51,9 @@ if TRAINS:
                 seed=seed_of("localizer"),
             ),
             code=code("train_localizer.py"),
+            note=BACKBONE_NOTE,
         message:
-            f"Train the localizer ({{wildcards.variant}}){backbone_note(**BACKBONE)}"
+            "Train the localizer ({wildcards.variant}){params.note}"
         script:
             "../scripts/train_localizer.py"
 
@@ -55,7 +61,8 @@ if TRAINS:
 rule localize:
     input:
         slices="results/{run}/preprocessed/{batch}.npz",
-        weights=lambda w: expand(TRAINED, variant=w.variant, run=w.run)[0],
+        # functions: Snakemake's report shows what else stands here, and paths are private
+        weights=lambda w: trained_of(w.run, w.variant),
         foreign=lambda w: FOREIGN["clip"],
     output:
         "results/{run}/localization/{variant}/{batch}.npz",
@@ -71,10 +78,13 @@ rule localize:
         mem_mb=lambda wildcards, attempt: 3000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        cfg=on_device("clip", classes=config["classes"], **BACKBONE),
+        cfg=on_device(
+            "clip", classes=config["classes"], trained=TRAINED_STATE, **BACKBONE
+        ),
         code=code("localize.py"),
+        note=BACKBONE_NOTE,
     message:
-        f"Localize the organs of batch {{wildcards.batch}} ({{wildcards.variant}}){backbone_note(**BACKBONE)}"
+        "Localize the organs of batch {wildcards.batch} ({wildcards.variant}){params.note}"
     script:
         "../scripts/localize.py"
 

@@ -299,7 +299,7 @@ rule provenance:
             allow_missing=True,
         ),
         # functions: Snakemake's report shows what stands here as it is, and paths are private
-        localizer=lambda w: expand(TRAINED, variant="text", run=w.run),
+        localizer=lambda w: trained_of(w.run),
         backbone=lambda w: FOREIGN["clip"],
         segmenter=lambda w: FOREIGN["sam"],
     output:

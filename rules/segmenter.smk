@@ -31,7 +31,7 @@ rule segment:
 
 rule cost:
     input:
-        localizer=lambda w: expand(TRAINED, variant="text", run=w.run),
+        localizer=lambda w: trained_of(w.run),
         foreign=lambda w: FOREIGN["clip"] + FOREIGN["sam"],
     output:
         "results/{run}/cost.json",
@@ -46,7 +46,12 @@ rule cost:
         runtime=30,
     params:
         cfg=on_device(
-            "clip", "sam", segmenter=config["segmenter"], organs=ORGANS, **BACKBONE
+            "clip",
+            "sam",
+            segmenter=config["segmenter"],
+            organs=ORGANS,
+            trained=TRAINED_STATE,
+            **BACKBONE,
         ),
         code=code("cost.py"),
     message:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import xaiclip
 from xaiclip.errors import CaseError, ConfigError, StorageError
 from xaiclip.lease import leased_gpu
 from xaiclip.privacy import LogFormatter, Redactor, case_files, private_files
@@ -48,6 +49,7 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
     logging.captureWarnings(True)
     log = logging.getLogger("xaiclip")
     try:
+        _check_library(snakemake.scriptdir)
         with leased_gpu() if _wants_gpu(snakemake) else nullcontext() as gpu:
             if gpu:
                 log.info("GPU %s", gpu)
@@ -75,6 +77,16 @@ def redactor(snakemake: Any, below: bool = True) -> Redactor:
         with suppress(OSError, ValueError):
             files = private_files(run, batch or "*")
     return Redactor(files, keep=outputs, below=below and batch is not None)
+
+
+def _check_library(folder: str) -> None:
+    """Refuse another copy of the library, whose code is not the one that reruns hang on."""
+    found = Path(xaiclip.__file__).resolve().parents[1]
+    if found != Path(folder).resolve():
+        raise ConfigError(
+            f"the library was imported from {found} instead of {folder}: take it out of "
+            "PYTHONPATH, or uninstall it."
+        )
 
 
 def _wants_gpu(snakemake: Any) -> bool:

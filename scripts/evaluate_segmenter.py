@@ -43,7 +43,7 @@ with job(snakemake) as log:
             "n_pixels": int(mask.sum()),
             "dice": dice(mask, reference),
             "iou": iou(mask, reference),
-            # of a slice without a pixel size there are no mm
+            # without geometry there are no mm
             **(surface_distances(mask, reference, item.spacing) if item.geometry.measured else {}),
         }
 

@@ -13,7 +13,8 @@ with job(snakemake) as log:
     from xaiclip.files import atomic, load_meta, load_skips
 
     inputs = snakemake.input
-    skips = [skip for path in inputs.stages for skip in load_skips(path)]
+    stages = (*inputs.slices, *inputs.preprocessed, *inputs.stages)
+    skips = [skip for path in stages for skip in load_skips(path)]
     for path in inputs.maps:
         skips += [Skip(**skip) for skip in json.loads(Path(path).read_text(encoding="utf-8"))]
     # a row without a slice stands for a case that the slices' own skips tell of

@@ -10,6 +10,7 @@ with job(snakemake) as log:
     from xaiclip.data.footprint import checksum
     from xaiclip.data.sheet import Case
     from xaiclip.data.slices import STAGE, save_slices, take_slices
+    from xaiclip.errors import left_out
     from xaiclip.files import write_json
     from xaiclip.privacy import case_files
 
@@ -28,19 +29,23 @@ with job(snakemake) as log:
                 *("orientation", "implausible"),
             )
         }
-        taken = take_slices(case, {**settings, **cfg["slices"]})
-        slices += taken.slices
-        skips += taken.skips
-        warnings += taken.warnings
-    for skip in skips:
-        if skip.slice is not None or skip.stage != STAGE:  # a whole case was logged as it was lost
-            log.warning("%s: %s", skip.case, skip.reason)
+        with left_out(skips, case.name, STAGE):
+            taken = take_slices(case, {**settings, **cfg["slices"]})
+            if not any(skip.slice is None and skip.organ is None for skip in taken.skips):
+                slices += taken.slices
+            skips += taken.skips
+            warnings += taken.warnings
+            for skip in taken.skips:
+                if (
+                    skip.slice is not None or skip.stage != STAGE
+                ):  # else it was logged as it was lost
+                    log.warning("%s: %s", skip.case, skip.reason)
+    redact = redactor(snakemake)
+    skips = [replace(skip, reason=redact(skip.reason)) for skip in skips]
+    warnings = [replace(one, reason=redact(one.reason)) for one in warnings]
     for warning in warnings:
         log.warning("%s: %s", warning.case, warning.reason)
     log.info("%d slices of %d cases", len(slices), len(cfg["cases"]))
-    redact = redactor(snakemake)
-    skips = [replace(skip, reason=redact(skip.reason)) for skip in skips]
-    warnings = [replace(warning, reason=redact(warning.reason)) for warning in warnings]
     save_slices(snakemake.output.slices, slices, skips, warnings)
     files = case_files(cfg["cases"])
     write_json(

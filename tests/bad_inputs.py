@@ -25,12 +25,12 @@ from PIL import Image
 from pydicom.uid import RLELossless
 
 import dicom_files
-from xaiclip.data import sheet
 from xaiclip.data.geometry import display
 from xaiclip.data.sheet import Case, read_sheet
 from xaiclip.data.slices import take_slices
 from xaiclip.data.volumes import read_volume, restore
 from xaiclip.errors import CaseError, ConfigError
+from xaiclip.names import NAME
 
 SHAPE = (9, 8, 7)
 #: A reader may take this much more memory than the libraries have already.
@@ -328,7 +328,8 @@ def label(rng, folder):
 
 def rows(rng, folder):
     """A sample sheet with a bad cell, line, column or encoding."""
-    (folder / "a ü.nii").write_bytes(b"x")
+    for name in ("a ü.nii", "c0.nii", "c1.nii", "c2.nii"):
+        (folder / name).write_bytes(b"x")
     os.mkfifo(folder / "pipe.nii")
     words = [
         *("../../x", "..", ".", "", "a/b", "a\\b", "~", "$HOME", "`id`", "<script>", "{run}", "*"),
@@ -336,7 +337,7 @@ def rows(rng, folder):
         *("nan", "1e9", "NULL", "=1+1", "a ü.nii", "/dev/zero", "/etc", "a ü.nii/", "pipe.nii"),
     ]
     lines = [["case", "image", "label", "modality", "split", "batch"]]
-    lines += [[f"c{k}", "a ü.nii", "", "CT", "test", ""] for k in range(3)]
+    lines += [[f"c{k}", f"c{k}.nii", "", "CT", "test", ""] for k in range(3)]
     for _ in range(rng.integers(1, 4)):
         line = lines[rng.integers(len(lines))]
         line[rng.integers(len(line))] = words[rng.integers(len(words))]
@@ -446,7 +447,7 @@ def read(sample):
             for case in read_sheet(sample):
                 _, skips, _ = take_slices(case, SETTINGS)  # no cell of them is a scan
                 assert [_sentence(skip.reason) for skip in skips] == ["refused"]
-                assert sheet._NAME.fullmatch(case.name)
+                assert NAME.fullmatch(case.name)
                 assert ".." not in Path(case.name).parts
             return "read"
         _same_as_others(sample)

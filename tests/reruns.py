@@ -3,13 +3,15 @@
     python tests/reruns.py DIRECTORY < requests.json > plans.json
 
 The study in DIRECTORY is taken for finished: the files that it lacks are made, empty, and marked
-as results of the configuration that comes first. Each further one gives a plan: rule → jobs.
+as results of the configuration that comes first. Each further one gives a plan: rule → jobs. So
+does each file that is replaced by another one for as long.
 """
 
 import json
 import os
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 from snakemake.api import SnakemakeApi
@@ -79,6 +81,19 @@ def pretend(directory, config, root=ROOT):
     plan(directory, config, root=root, executor="touch")
 
 
+@contextmanager
+def replaced(path):
+    """Another file of the same size in its place, older than it and than all results."""
+    before, times = path.read_bytes(), path.stat()
+    path.write_bytes(before[:-2] + before[-2:].swapcase())
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns - 10**12))
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
 if __name__ == "__main__":
     directory, out = sys.argv[1], os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Snakemake prints where it likes
@@ -87,6 +102,9 @@ if __name__ == "__main__":
     if request.get("pretend", True):
         pretend(directory, request["configs"][0], root)
     plans = [plan(directory, config, root=root) for config in request["configs"]]
+    for name in request.get("replaced", ()):
+        with replaced(Path(directory, name)):
+            plans.append(plan(directory, request["configs"][0], root=root))
     answer = {
         "plans": [made for made, _, _ in plans],
         "readers": [

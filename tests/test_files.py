@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
 from xaiclip import files
-from xaiclip.errors import StorageError
+from xaiclip.errors import ConfigError, StorageError
 from xaiclip.evaluate.schema import EXPLANATIONS, write_table
 
 
@@ -135,6 +135,7 @@ def test_each_writer_says_that_a_file_does_not_fit(tmp_path, name):
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "the disk is full"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), "read-only"),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "read-only"),
+        (PermissionError(errno.EPERM, os.strerror(errno.EPERM)), "not yours"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full"),
     ],
 )
@@ -158,3 +159,32 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot be written"):
         files.check_writable(tmp_path / "file" / "folder")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_only_regular_files_have_a_checksum(tmp_path, kind):
+    path = tmp_path / "x"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises((ConfigError, IsADirectoryError)):
+        files.sha256(path)
+
+
+def test_a_file_larger_than_any_scan_or_model_has_no_checksum(tmp_path):
+    with open(tmp_path / "x", "wb") as stream:
+        stream.truncate(files.MAX_DIGEST + 1)  # holds nothing on the disk
+    with pytest.raises(ConfigError, match="give a smaller file"):
+        files.sha256(tmp_path / "x")
+
+
+def test_a_file_dated_in_the_future_is_refused_with_the_cure(tmp_path):
+    (tmp_path / "x").touch()
+    files.check_date(tmp_path / "x")
+    files.check_date(tmp_path / "none")
+    os.utime(tmp_path / "x", (4e9, 4e9))
+    with pytest.raises(ConfigError, match=r"dated in the future \(2096-10-02.*`touch` it"):
+        files.check_date(tmp_path / "x")

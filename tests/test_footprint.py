@@ -1,4 +1,4 @@
-"""What a scan is on disk: checksum, stamp, and the memory that reading it takes."""
+"""What a scan is on disk: its checksum, and the memory that reading it takes."""
 
 import gzip
 import hashlib
@@ -73,26 +73,6 @@ def test_what_is_no_file_has_no_checksum_and_hangs_nobody(tmp_path, kind):
     elif kind == "device":
         path.symlink_to("/dev/zero")
     assert checksum(path) is None
-
-
-@pytest.mark.parametrize(("file", "scan"), READ)
-@pytest.mark.parametrize("seconds", [-1000, 1000, 10**9])
-def test_a_new_time_of_any_file_is_a_new_stamp(scans, file, scan, seconds):
-    before = footprint.stamp([scans / scan])
-    found = (scans / file).stat()
-    os.utime(scans / file, (found.st_atime, found.st_mtime + seconds))
-    assert footprint.stamp([scans / scan]) != before
-    os.utime(scans / file, ns=(found.st_atime_ns, found.st_mtime_ns))
-    assert footprint.stamp([scans / scan]) == before
-
-
-def test_the_stamp_knows_a_file_that_comes_or_goes(scans):
-    stamps = {footprint.stamp([scans / "series", scans / "none.nii"])}
-    (scans / "series/3.dcm").touch()
-    stamps.add(footprint.stamp([scans / "series", scans / "none.nii"]))
-    (scans / "series/1.dcm").unlink()
-    stamps.add(footprint.stamp([scans / "series", scans / "none.nii"]))
-    assert len(stamps) == 3
 
 
 def header(shape, order="<", version=1):

@@ -211,8 +211,10 @@ class Study:
             self.script("metrics", Named(part), output, {"name": name})
 
     def skipped(self):
-        stages = ("slices", "preprocessed", "localization/text", "roi", "segmentation")
+        stages = ("localization/text", "roi", "segmentation")
         files = Named(
+            slices=[self.at("slices/{batch}.npz")],
+            preprocessed=[self.at("preprocessed/{batch}.npz")],
             stages=[
                 *(self.at(f"{stage}/{BATCH}.npz") for stage in stages),
                 self.at("metrics/parts/localizer/text_{batch}.npz"),
@@ -221,7 +223,8 @@ class Study:
             segmenter=self.at("metrics/segmenter.parquet"),
             explanations=self.at("metrics/explanations.parquet"),
         )
-        self.script("skipped", files, Named(self.at("skipped.tsv")))
+        output = Named(skipped=self.at("skipped.tsv"), warnings=self.at("warnings.tsv"))
+        self.script("skipped", files, output)
 
     def tables(self):
         cfg = {
@@ -329,7 +332,7 @@ def nth(*numbers):
 
 #: Stage → what raises there, and for which of its calls: those of the case "bad".
 PLANTED = {
-    "slices": ("xaiclip.data.slices.read_volume", lambda _, path: path.name.startswith("bad")),
+    "slices": ("xaiclip.data.slices.read_volume", lambda _, path, *__: path.name.startswith("bad")),
     "preprocess": ("xaiclip.preprocess.preprocess", nth(2)),
     "localize": ("xaiclip.localizer.model.predict", nth(2)),
     "roi": ("xaiclip.roi.rois_of", lambda _, item, *__: item.case == "bad"),

@@ -196,7 +196,8 @@ import os, types
 from _job import job
 space = types.SimpleNamespace
 snakemake = space(
-    threads=1, log=[], rule="test", params=space(cfg={"device": @}), resources=space(gpu=1)
+    threads=1, log=[], rule="test", params=space(cfg={"device": @}), resources=space(gpu=1),
+    scriptdir=os.getcwd(),
 )
 with job(snakemake):
     import cv2, torch, SimpleITK

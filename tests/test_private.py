@@ -124,7 +124,7 @@ def study(tmp_path_factory):
         "segmenter": {"factory": f"{scans / 'DOE_JANE.py'}:make"},
         "explain": {"prompt": "reference", "methods": ["occlusion"], "guidances": ["full"]},
         "methods": {"occlusion": {"window": 128, "stride": 128}},
-        "statistics": {"resamples": 50},
+        "statistics": {"resamples": 100},
         "figures": {"dpi": 40},
         "device": "cpu",
     }

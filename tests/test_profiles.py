@@ -46,6 +46,11 @@ def test_the_slurm_profile_keeps_the_default_one_s_choices():
     assert differ == {"resources"}
 
 
+def test_commands_reach_sbatch_as_a_script():
+    """Wrapped in double quotes, `$(…)` in a path would run on the login node."""
+    assert SLURM["slurm-pass-command-as-script"] is True
+
+
 def test_groups_are_of_rules_that_are_submitted():
     assert set(SLURM["groups"]) <= set(RULES)
     assert not any(RULES[name]["local"] for name in SLURM["groups"])

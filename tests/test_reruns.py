@@ -1,4 +1,4 @@
-"""What reruns: each key of the configuration, each module, a case, a method, another clone.
+"""What reruns: each key of the configuration, each file, each module, a method, another clone.
 
 The study is made of empty files that Snakemake takes for results (tests/reruns.py), so that a row
 of the matrix costs a dry run.
@@ -20,7 +20,8 @@ from xaiclip.config import complete
 
 ROOT = Path(__file__).parents[1]
 BASE = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text(encoding="utf-8"))
-*MATRIX, EXCEPT = yaml.safe_load((ROOT / "tests" / "reruns.yaml").read_text(encoding="utf-8"))
+*ROWS, EXCEPT = yaml.safe_load((ROOT / "tests" / "reruns.yaml").read_text(encoding="utf-8"))
+MATRIX = [row for row in ROWS if "keys" in row]
 METHODS = ("occlusion", "lime", "rise")
 
 
@@ -32,7 +33,8 @@ def ask(directory, configs, **request):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        # another copy of the library is refused
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""},
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
@@ -46,15 +48,15 @@ def leaves(node, prefix=""):
             yield f"{prefix}{key}"
 
 
-def changed(key, value):
-    config = copy.deepcopy(BASE)
-    *sections, last = key.split(".")
-    node = config
-    for section in sections:
-        node = node.setdefault(section, {})
-    node[last] = value
-    if key == "data.slices.train.index":
-        node["policy"] = "index"
+def changed(changes, base=BASE):
+    """The base with some keys changed."""
+    config = copy.deepcopy(base)
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        node = config
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
     return config
 
 
@@ -78,7 +80,7 @@ def expected(direct, readers):
 
 def rows():
     return [
-        (key, value, row["reruns"], "spares" in row)
+        (key, value, row["reruns"], "spares" in row, row.get("with", {}))
         for row in MATRIX
         for key, value in row["keys"].items()
     ]
@@ -91,32 +93,127 @@ def test_every_key_of_the_configuration_stands_in_the_matrix():
     assert set(keys) | set(others) == set(leaves(complete(copy.deepcopy(BASE))))
 
 
+OWN = """
+import helper
+def make(level=1):
+    return helper.HELP
+"""
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     return tmp_path_factory.mktemp("a study that never ran")
 
 
 @pytest.fixture(scope="module")
-def answer(study):
-    return ask(study, [BASE, *(changed(key, value) for key, value, *_ in rows()), BASE])
+def answers(study):
+    """Key → its plan and the graph, of all keys that change the same base; None → of the base."""
+    found = {}
+    for own in map(json.dumps, [row[-1] for row in rows()]):
+        if own in found:
+            continue
+        folder = study if own == "{}" else study / f"base {len(found)}"
+        folder.mkdir(exist_ok=True)
+        (folder / "own.py").write_text(OWN)
+        (folder / "helper.py").write_text("HELP = 'a'")
+        base = changed(json.loads(own))
+        same = {key: value for key, value, *_, other in rows() if json.dumps(other) == own}
+        configs = [changed({key: value}, base) for key, value in same.items()]
+        answer = ask(folder, [base, *configs, base])
+        plans = zip(answer["plans"], answer["readers"], strict=True)
+        found[own] = dict(zip([None, *same, "again"], plans, strict=True))
+    return found
 
 
-def test_nothing_reruns_where_nothing_changed(answer):
-    assert answer["plans"][0] == answer["plans"][-1] == {}
+def test_nothing_reruns_where_nothing_changed(answers):
+    for plans in answers.values():
+        assert plans[None][0] == plans["again"][0] == {}
 
 
 @pytest.mark.parametrize("number", range(len(rows())), ids=[key for key, *_ in rows()])
-def test_a_key_reruns_what_reads_it_and_no_more(answer, number):
-    _, _, direct, spares = rows()[number]
-    wanted = expected(direct, answer["readers"][number + 1])
+def test_a_key_reruns_what_reads_it_and_no_more(answers, number):
+    key, _, direct, spares, own = rows()[number]
+    plan, readers = answers[json.dumps(own)][key]
+    wanted = expected(direct, readers)
     if spares:  # the batch of the figures' case is left alone; these two draw all cases
         whole = ("figure08_comparison", "figure11_lime_distributions")
         wanted = {job for job in wanted if not job.startswith("figure") or job in whole}
-    assert set(answer["plans"][number + 1]) == wanted
+    assert set(plan) == wanted
 
 
-def test_a_method_switched_off_and_on_again_keeps_its_results(study, answer):
-    fewer = changed("explain.methods", ["lime", "rise"])
+SHEET = """case image label modality split
+train scans/train.nii.gz scans/train_label.nii.gz CT train
+one scans/{1}/test.nii.gz scans/label.nii CT test
+two scans/series scans/masks CT test
+three scans/header.mhd - CT test
+four scans/nearly.nhdr - CT test
+five scans/pair.hdr - CT test
+"""
+HEADERS = {
+    "scans/header.mhd": "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\n"
+    "ElementSpacing = 1 1 1\nTransformMatrix = 1 0 0 0 1 0 0 0 1\nElementDataFile = header.raw\n\n",
+    "scans/nearly.nhdr": "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\n"
+    "space: left-posterior-superior\nspace directions: (1,0,0) (0,1,0) (0,0,1)\n"
+    "space origin: (0,0,0)\ndata file: nearly.raw\n\n",
+    "clip/clip.json": json.dumps({"model_cfg": {"vision_cfg": {"layers": 6}}}) + "\n\n",
+    "own.py": OWN + "# a",
+    "helper.py": "HELP = 'a' # a",
+}
+FILES = [(file, row["reruns"]) for row in ROWS if "files" in row for file in row["files"]]
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """A study of files of every kind, that never ran; and one with a localizer of another study."""
+    folder = tmp_path_factory.mktemp("scans of mine")
+    for number, (name, _) in enumerate(FILES):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        # sizes differ, so that no scan is another one's copy
+        (folder / name).write_text(HEADERS.get(name, "x" * number + "data"))
+    lines = [re.sub(r"\s-\s", "  ", line).replace(" ", "\t") for line in SHEET.splitlines()]
+    (folder / "sheet.tsv").write_text("\n".join(lines))
+    base = {key: BASE[key] for key in ("cases_per_job", "explain", "methods")} | {
+        "run": "scans",
+        "cases_per_job": 10,
+        "data": {"sheet": "sheet.tsv"},
+        "localizer": {"backbone": "clip"},
+        "segmenter": {"factory": "own.py:make", "checkpoint": "sam.pt"},
+    }
+    trained = {"localizer": {"backbone": "clip", "weights": "localizer.safetensors"}}
+    return folder, base, base | {"run": "trained"} | trained
+
+
+@pytest.fixture(scope="module")
+def replaced(scans):
+    """File → its plan and the graph."""
+    folder, base, trained = scans
+    found = {}
+    for config, own in ((base, False), (trained, True)):
+        names = [name for name, _ in FILES if name.startswith("localizer") == own]
+        answer = ask(folder, [config], replaced=names)
+        assert answer["plans"][0] == {}
+        plans = zip(answer["plans"], answer["readers"], strict=True)
+        found |= dict(zip([None, *names], plans, strict=True))
+    return found
+
+
+@pytest.mark.parametrize(("name", "direct"), FILES, ids=[name for name, _ in FILES])
+def test_a_file_that_is_replaced_reruns_what_reads_it_and_no_more(replaced, name, direct):
+    plan, readers = replaced[name]
+    assert set(plan) == expected(direct, readers)
+
+
+def test_a_file_that_joins_or_leaves_a_folder_reruns_its_batch(scans):
+    folder, base, _ = scans
+    assert ask(folder, [base], pretend=False)["plans"] == [{}]
+    (folder / "scans/series/3.dcm").write_text("x")
+    assert "slices" in ask(folder, [base], pretend=False)["plans"][0]
+    (folder / "scans/series/3.dcm").unlink()
+    assert ask(folder, [base], pretend=False)["plans"] == [{}]
+
+
+def test_a_method_switched_off_and_on_again_keeps_its_results(study, answers):
+    fewer = changed({"explain.methods": ["lime", "rise"]})
     both = ask(study, [fewer, BASE])
     wanted = expected(["metrics explanations"], both["readers"][1])
     # what only the method's own figures and tables read was left alone while it was off
@@ -158,7 +255,7 @@ def importers(module):
 MODULES = ["xaiclip.preprocess", "xaiclip.evaluate.schema", "xaiclip.report.tables.data"]
 
 
-def test_a_module_reruns_the_rules_whose_scripts_import_it(study, answer, clone):
+def test_a_module_reruns_the_rules_whose_scripts_import_it(study, answers, clone):
     text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk"))
     scripts = dict(re.findall(r"rule (\w+):(?:(?!\n *rule ).)*?scripts/(\w+)\.py", text, re.S))
     scripts["figure"] = "figure"

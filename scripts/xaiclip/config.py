@@ -6,7 +6,10 @@ The schema (config/schema.json) is the one place that knows the keys, their type
 from __future__ import annotations
 
 import copy
+import datetime
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,9 +17,9 @@ from typing import Any
 
 import jsonschema
 
-from xaiclip.catalogue import WEIGHTS
+from xaiclip.constraints import check_together
 from xaiclip.errors import ConfigError
-from xaiclip.organs import BACKGROUND, FLARE22, organs_of
+from xaiclip.names import check_text
 
 SCHEMA_PATH = Path(__file__).parents[2] / "config" / "schema.json"
 
@@ -27,38 +30,42 @@ def load_schema(path: Path = SCHEMA_PATH) -> dict[str, Any]:
     return schema
 
 
-def complete(config: Mapping[str, Any], schema: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def complete(
+    config: Mapping[str, Any],
+    schema: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Check a configuration and fill in its defaults.
 
     Args:
-        config: what the user wrote; plain builtins.
+        config: what is to hold; plain builtins.
         schema: the JSON schema; the shipped one by default.
+        given: what the user wrote of it, where ``config`` holds defaults too; all of it by
+            default. A sheet that is given without a source is the source.
 
     Returns:
         A new dictionary that holds every key of the schema, plain builtins only, label ids
         as integers.
 
     Raises:
-        ConfigError: an unknown key, a wrong type or value, or keys that do not fit together.
-            One sentence that names the key.
+        ConfigError: an unknown key, a wrong type or value, keys that do not fit together, or one
+            that nothing would read. One sentence that names the key.
     """
     schema = load_schema() if schema is None else schema
     plain = _plain(config)
-    validator = jsonschema.Draft202012Validator(schema)
-    error = jsonschema.exceptions.best_match(validator.iter_errors(plain))
+    check_text(plain)
+    error = jsonschema.exceptions.best_match(_Validator(schema).iter_errors(plain))
     if error is not None:
         raise ConfigError(_sentence(error))
     full = _fill(plain, schema, schema)
     if isinstance(full["data"]["labels"], dict):
         full["data"]["labels"] = {int(key): name for key, name in full["data"]["labels"].items()}
-    _check_together(full)
+    said = _plain(config if given is None else given).get("data") or {}
+    data = full["data"]
+    if data["sheet"] and data["source"] == "phantom" and "source" not in said:
+        data["source"] = "sheet"
+    check_together(full, _fill({}, schema, schema))
     return full
-
-
-def label_table(config: Mapping[str, Any]) -> dict[int, str]:
-    """The table from label id to organ that the configuration asks for."""
-    labels = config["data"]["labels"]
-    return dict(FLARE22) if labels == "flare22" else dict(labels)
 
 
 def default_config(schema: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -92,9 +99,22 @@ def document(schema: Mapping[str, Any] | None = None) -> str:
         "snakemake --cores 8 --configfile config/real.yaml",
         "```",
         "",
-        "Overlays are merged into `config.yaml` key by key; lists are replaced. A wrong key, type",
-        "or file stops the run before its first job, in one sentence. This page is written by",
-        "`make docs` from `schema.json`.",
+        "Overlays are merged into `config.yaml` key by key; lists are replaced. Several of them",
+        "stand after one `--configfile`. Before the first job, one sentence stops the run for",
+        "",
+        "* a wrong key, type, number or file, a model or tag that open_clip does not know;",
+        "* a key that stands twice in one section, of which YAML would keep the last in silence;",
+        "* what YAML reads as something else: `0012` (the number 10), `1e-3` (text), a date;",
+        "* what is set and would not be read: `data.phantom` in a study of scans,",
+        "  `data.slices.test.index` under another policy, `segmenter.adapter` without a `factory`,",
+        "  `localizer.pretrained` of a backbone that brings its weights along (what a method or",
+        "  rule that is switched off would read may stay);",
+        "* names of classes that cannot be file names (letters, digits, and one space, `_`, `-` or",
+        "  `.` between words), or that differ in upper case or in space and `_` only;",
+        "* paths with `$`, quotes, backticks, backslashes, `<`, `>` or control characters; with",
+        "  braces, too, unless they lead to a sheet, a scan or a `factory`.",
+        "",
+        "This page is written by `make docs` from `schema.json`.",
         "",
         "| key | default | meaning |",
         "| --- | --- | --- |",
@@ -108,17 +128,46 @@ def document(schema: Mapping[str, Any] | None = None) -> str:
         meaning = leaf.get("description", "")
         if "enum" in leaf:
             meaning += f" One of: {', '.join(f'`{item}`' for item in leaf['enum'])}."
+        meaning += _limits(leaf)
         lines.append(f"| `{key}` | `{default}` | {meaning} |".replace("\n", " "))
     return "\n".join(lines) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def _limits(leaf: Mapping[str, Any]) -> str:
+    """The numbers that a key may have, in words."""
+    words = {
+        "minimum": "at least",
+        "exclusiveMinimum": "more than",
+        "maximum": "at most",
+        "exclusiveMaximum": "less than",
+    }
+    found = [f"{word} {leaf[name]}" for name, word in words.items() if name in leaf]
+    return f" {', '.join(found).capitalize()}." if found else ""
+
+
+def _plain(value: Any, key: str = "") -> Any:
     """Plain builtins with string keys, as JSON has them (YAML gives integer label ids)."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        plain: dict[str, Any] = {}
+        for name, item in value.items():
+            if str(name) in plain:
+                raise ConfigError(f"config key '{key}' names '{name}' twice: join them.")
+            plain[str(name)] = _plain(item, f"{key}.{name}" if key else str(name))
+        return plain
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, key) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"config key '{key}' is {value}; it must be a finite number.")
     return value
+
+
+def _whole(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
+    """The keyword ``pattern``, matched whole: Python's ``$`` lets a final newline through."""
+    if isinstance(instance, str) and not re.fullmatch(pattern, instance):
+        yield jsonschema.ValidationError(f"{instance!r} is not like {pattern}")
+
+
+_Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _whole})
 
 
 def _resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,6 +181,9 @@ def _resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, An
 def _fill(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
     schema = _resolve(schema, root)
     if "properties" not in schema or not isinstance(value, Mapping):
+        kinds = schema.get("type", ())
+        if isinstance(value, float) and "integer" in kinds and "number" not in kinds:
+            return int(value)  # 64.0, which the schema takes for a whole number
         return copy.deepcopy(value)
     full = {key: item for key, item in value.items() if key not in schema["properties"]}
     for key, child in schema["properties"].items():
@@ -158,71 +210,17 @@ def _sentence(error: jsonschema.ValidationError) -> str:
         allowed = ", ".join(str(item) for item in error.validator_value)
         return f"{where} is {error.instance!r}; it must be one of: {allowed}."
     if error.validator == "type":
-        wanted = error.validator_value
-        wanted = " or ".join(wanted) if isinstance(wanted, list) else wanted
-        return f"{where} is {error.instance!r}; it must be of type {wanted}."
+        kinds = error.validator_value
+        kinds = kinds if isinstance(kinds, list) else [kinds]
+        wrong = f"{where} is {error.instance!r}"
+        if "string" in kinds and isinstance(error.instance, (bool, int, float, datetime.date)):
+            return f"{where} is {error.instance}, as YAML reads it; put it in quotes, as written."
+        if isinstance(error.instance, str) and {"number", "integer"} & set(kinds):
+            number = error.instance.strip().replace(",", ".")
+            if re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", number):
+                cure = f"{float(number):.10g}" if number.count(".") < 2 else "a plain number"
+                return f"{wrong}, which YAML reads as text; write {cure}, without quotes."
+        return f"{wrong}; it must be of type {' or '.join(kinds)}."
     if error.validator == "oneOf" and key == "data.labels":
         return f"{where} is {error.instance!r}; give 'flare22' or a mapping from label id to organ."
     return f"{where} is not valid: {error.message}."
-
-
-def _check_together(config: Mapping[str, Any]) -> None:
-    """What a schema cannot say: keys that have to fit each other."""
-    data = config["data"]
-    if config["classes"][0] != BACKGROUND:
-        raise ConfigError("config key 'classes' must begin with 'background'.")
-    for organ in organs_of(config["classes"]):
-        if organ not in label_table(config).values():
-            raise ConfigError(
-                f"config key 'classes' names '{organ}', which no id of 'data.labels' stands for."
-            )
-    if data["source"] == "sheet" and not data["sheet"]:
-        raise ConfigError("config key 'data.sheet' is empty; source 'sheet' needs a sample sheet.")
-    if data["percentiles"]["low"] >= data["percentiles"]["high"]:
-        raise ConfigError("config key 'data.percentiles.low' must be below its 'high'.")
-    if config["preprocess"]["low"] >= config["preprocess"]["high"]:
-        raise ConfigError("config key 'preprocess.low' must be below 'preprocess.high'.")
-    for split in ("train", "test"):
-        policy = data["slices"][split]
-        if policy["policy"] == "index" and policy["index"] is None:
-            raise ConfigError(
-                f"config key 'data.slices.{split}.index' is empty; policy 'index' needs it."
-            )
-    for method in config["explain"]["methods"]:
-        if method not in config["methods"]:
-            raise ConfigError(
-                f"config key 'explain.methods' names '{method}', which 'methods' does not have."
-            )
-    for value in ("hard_dice", "hard_iou"):
-        if value not in config["explain"]["values"]:
-            raise ConfigError(
-                f"config key 'explain.values' lacks '{value}', which the fidelity rests on."
-            )
-    if config["methods"]["occlusion"]["window"] > 512:
-        raise ConfigError("config key 'methods.occlusion.window' must be at most 512 (the grid).")
-    segmenter = config["segmenter"]
-    model = segmenter["model"]
-    if segmenter["checkpoint"] == "auto" and (segmenter["factory"] or model not in WEIGHTS):
-        raise ConfigError(
-            f"config key 'segmenter.checkpoint' is 'auto', but there are no published weights of "
-            f"{'a factory' if segmenter['factory'] else repr(model)}, only of {', '.join(WEIGHTS)}."
-        )
-    # a function of the user's own may need no file
-    if not segmenter["factory"] and model != "compact" and not segmenter["checkpoint"]:
-        raise ConfigError(
-            f"config key 'segmenter.checkpoint' is empty; model '{model}' needs a weights file."
-        )
-    if segmenter["checksum"] and not segmenter["checkpoint"]:
-        raise ConfigError(
-            "config key 'segmenter.checksum' is set, but 'segmenter.checkpoint' is empty."
-        )
-    if segmenter["options"] and not segmenter["factory"]:
-        raise ConfigError(
-            "config key 'segmenter.options' is set, but 'segmenter.factory' is empty."
-        )
-    channels = segmenter["adapter"]["channels"]
-    if channels is not None and not set(channels) & set(organs_of(config["classes"])):
-        raise ConfigError(
-            "config key 'segmenter.adapter.channels' names no organ of 'classes'; it has "
-            f"{', '.join(channels)}."
-        )

@@ -113,7 +113,7 @@ def left_out(
             raise
         reason = f"{UNEXPECTED}{type(error).__name__}; the log of the stage has the details."
         if isinstance(error, MemoryError):
-            reason = f"{UNEXPECTED}it does not fit into memory; give the job more."
+            reason = f"{UNEXPECTED}MemoryError; it does not fit into memory: give the job more."
         _log.exception("%s: unexpected, left out", _words(case, slice, organ))
     else:
         return

@@ -38,6 +38,7 @@ _STORAGE = {
     errno.EDQUOT: _FULL,
     errno.EROFS: _READ_ONLY,
     errno.EACCES: _READ_ONLY,
+    errno.EPERM: _READ_ONLY,  # a private folder of somebody else
     errno.EFBIG: (
         "cannot be written: it is larger than a file may be here (`ulimit -f`). Raise the limit "
         "and run again; what is finished is kept."

@@ -1,12 +1,8 @@
-"""What a scan is on disk: its checksum, whether it changed, and the memory that reading it takes.
-
-Cheap things only, but for `checksum`: the workflow asks for every case before its first job.
-"""
+"""What a scan is on disk: its checksum, and the memory that reading it takes."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import os
 import struct
 from collections.abc import Iterable, Mapping
@@ -17,8 +13,9 @@ from xaiclip.data.inputs import input_files
 from xaiclip.errors import CaseError, ConfigError
 from xaiclip.files import files_sha256, sha256
 
-#: Memory of Python and the libraries, MB; and of reading a scan with its label, bytes a voxel.
-BASE_MB, BYTES_A_VOXEL = 500, 30
+#: Memory of Python and the libraries, MB; and of reading a scan with its label, bytes a voxel
+#: (measured: 37 for MR in floating point, 17 for CT in whole numbers).
+BASE_MB, BYTES_A_VOXEL = 500, 40
 #: No job asks for more than that because of what a header claims.
 MOST_MB = 64_000
 
@@ -36,27 +33,6 @@ def checksum(path: str | os.PathLike[str]) -> str | None:
         return files_sha256(files, path if path.is_dir() else path.parent)
     except (OSError, CaseError, ConfigError):
         return None
-
-
-def stamp(paths: Iterable[str | os.PathLike[str]]) -> str:
-    """Names, sizes and times of all files that reading these scans touches, as 16 digits.
-
-    It changes when a file is written again, in place or by an older one. A time that lies in the
-    future, or a disk that may not be written to, does not matter.
-    """
-    total = hashlib.sha256()
-    for path in paths:
-        try:
-            files = list(input_files(Path(path)))
-        except (OSError, CaseError):
-            files = [Path(path)]
-        for file in sorted(files):
-            try:
-                found = os.stat(file)
-            except OSError:
-                continue
-            total.update(os.fsencode(file) + f"\0{found.st_size} {found.st_mtime_ns}\n".encode())
-    return total.hexdigest()[:16]
 
 
 def reading_mb(
