@@ -31,7 +31,7 @@ rule segment:
 
 rule cost:
     input:
-        localizer=trained("text"),
+        localizer=[trained("text")],
         foreign=FOREIGN["clip"] + FOREIGN["sam"],
     output:
         "results/{run}/cost.json",
