@@ -25,7 +25,7 @@ with job(snakemake) as log:
     segmenter = load_segmenter(stock, cfg["device"], cfg["precision"])
     forward = segmenter_cost(segmenter, Prompts(organs, boxes))
     backbone = BackboneSettings(cfg["backbone"], cfg["pretrained"])
-    localizer = load_localizer(Path(snakemake.input.localizer[0]), backbone)
+    localizer = load_localizer(Path(snakemake.input.localizer), backbone)
     cost = {
         "encode": asdict(forward.encode),
         "decode": asdict(forward.decode),
