@@ -290,7 +290,6 @@ def test_what_lies_beside_a_series(tmp_path):
     (folder / "README").write_text("a viewer")
     (folder / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0" + bytes(600))
     (folder / "._IM0001.dcm").write_bytes(b"\0\5\x16\7" + bytes(200))
-    (folder / ".DS_Store").write_bytes(bytes(10))
     os.mkfifo(folder / "pipe.log")
     (folder / "below").mkdir()
     save(plane(0), folder / "below" / "x.dcm")
