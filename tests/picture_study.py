@@ -33,10 +33,11 @@ PICTURES = [name for name in DATA if name not in
             ("figure08_comparison", "figure11_lime_distributions", "training_curves")]  # fmt: skip
 
 
-def four_slices() -> dict[str, Any]:
-    """In the batch's order: one without a spleen; two with everything; one without a reference."""
+def some_slices() -> dict[str, Any]:
+    """In the batch's order: the first two have no spleen, the last will have no reference."""
     return {
         "d": drawn_slice("d", 1, index=7, without="spleen"),
+        "b, too": drawn_slice("b", 5, index=1, without="spleen"),
         "b": drawn_slice("b", 2, index=4),
         "c": drawn_slice("c", 3, index=2),
         "a": drawn_slice("a", 4, index=9),
@@ -47,8 +48,13 @@ def make_files(slices: dict[str, Any], folder: Path) -> Path:
     """The study's folder."""
     items = list(slices.values())
     return make_study(
-        folder / "results" / "demo", [*items[:3], replace(items[3], label=None)], truth=items
+        folder / "results" / "demo", [*items[:-1], replace(items[-1], label=None)], truth=items
     )
+
+
+def at(name: str) -> tuple[str, int]:
+    """Case and index of a slice of `some_slices`."""
+    return {"d": ("d", 7), "b, too": ("b", 1), "b": ("b", 4), "c": ("c", 2), "a": ("a", 9)}[name]
 
 
 class Stored:
@@ -62,21 +68,23 @@ class Stored:
             arrays = {name: file[name] for name in file.files}
         return arrays, json.loads(arrays.pop("__meta__").tobytes())
 
-    def map(self, name: str, case: str, organ: str, variant: str = "") -> np.ndarray:
+    def map(self, name: str, of: str, organ: str, variant: str = "") -> np.ndarray:
         """The primary map, or the variant's for the same value function."""
         arrays, rows = self.arrays(f"attributions/{name}")
         (found,) = [
             index
             for index, row in enumerate(rows)
-            if (row["case"], row["organ"], row["value"]) == (case, organ, "soft_dice")
+            if (row["case"], row["slice"]) == at(of)
+            and (row["organ"], row["value"]) == (organ, "soft_dice")
             and (row["variant"] == variant if variant else row["primary"])
         ]
         return arrays[str(found)]
 
-    def details(self, name: str, case: str, organ: str, variant: str) -> dict[str, float]:
+    def details(self, name: str, of: str, organ: str, variant: str) -> dict[str, float]:
         rows = self.arrays(f"attributions/{name}")[1]
-        return next(row["details"] for row in rows if (row["case"], row["organ"], row["variant"])
-                    == (case, organ, variant) and row["value"] == "soft_dice")  # fmt: skip
+        wanted = (*at(of), organ, variant, "soft_dice")
+        keys = ("case", "slice", "organ", "variant", "value")
+        return next(row["details"] for row in rows if tuple(row[key] for key in keys) == wanted)
 
     def mask(self, item: Any, organ: str) -> np.ndarray:
         return self.arrays("segmentation")[0][f"{item.key}/{organ}/roi"]
@@ -84,13 +92,13 @@ class Stored:
     def roi(self, item: Any, organ: str) -> Any:
         return load_rois(self.root / f"roi/{BATCH}.npz")[0][item.key][organ]["localizer"]
 
-    def scores(self, name: str, case: str) -> Any:
+    def scores(self, name: str, of: str) -> Any:
         return next(one for one in load_scores(self.root / f"scores/{name}/{BATCH}.npz")[0]
-                    if one.case == case)  # fmt: skip
+                    if (one.case, one.slice) == at(of))  # fmt: skip
 
-    def windows(self, name: str, case: str, organ: str) -> tuple[np.ndarray, int]:
+    def windows(self, name: str, of: str, organ: str) -> tuple[np.ndarray, int]:
         """The windows that count for the organ, and how many there are in all."""
-        one = self.scores(name, case)
+        one = self.scores(name, of)
         (plan,) = one.plans.values()
         return plan.windows[plan.members[:, one.context.organs.index(organ)]], plan.n_full
 

@@ -12,7 +12,7 @@ from matplotlib.contour import ContourSet
 from numpy.testing import assert_allclose, assert_array_equal
 from skimage.segmentation import find_boundaries
 
-from picture_study import PICTURES, four_slices, make_files, picture
+from picture_study import PICTURES, make_files, picture, some_slices
 from xaiclip.report import colours, style
 from xaiclip.report.figures import draw
 from xaiclip.report.picture import (
@@ -29,7 +29,7 @@ from xaiclip.report.picture import (
 
 @pytest.fixture(scope="module")
 def slices() -> dict[str, Any]:
-    return four_slices()
+    return some_slices()
 
 
 @pytest.fixture(scope="module")

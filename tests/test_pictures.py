@@ -14,7 +14,7 @@ from picture_study import (
     SHORT,
     SPLEEN,
     Stored,
-    four_slices,
+    at,
     is_roi,
     is_segmentation,
     is_symmetric,
@@ -22,10 +22,12 @@ from picture_study import (
     make_files,
     only,
     picture,
+    some_slices,
     texts,
 )
 from test_figures import files_of
 from xaiclip.preprocess import Letterbox
+from xaiclip.report import sources
 from xaiclip.report.figures import DATA
 from xaiclip.report.picture import (
     Boxes,
@@ -41,7 +43,7 @@ from xaiclip.report.picture import (
 
 @pytest.fixture(scope="module")
 def slices() -> dict[str, Any]:
-    return four_slices()
+    return some_slices()
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,22 @@ def stored(root: Path) -> Stored:
 
 
 # --- each figure's data ---
+
+
+def test_each_slice_of_a_case_has_its_own_maps_and_plans(
+    root: Path, slices: dict[str, Any], stored: Stored
+) -> None:
+    files = files_of(root, "figure12_lime_stages")
+    found = []
+    for of in ("b, too", "b"):
+        subject = sources.Subject(slices[of], "liver")
+        maps = sources.attributions(files["attributions/lime/roi"], subject.item, "liver")
+        assert_array_equal(sources.primary(maps).map, stored.map("lime/roi", of, "liver"))
+        for name, plan in stored.scores("lime/roi", of).plans.items():
+            arrays = sources.plan(files["scores/lime/roi"], subject, name)
+            assert_array_equal(arrays["segments"], plan.segments)
+        found.append(arrays["segments"])
+    assert (found[0] != found[1]).any()
 
 
 def test_preprocessing_shows_each_slice_above_its_own_enhanced_one(
@@ -81,24 +99,24 @@ def test_preprocessing_shows_each_slice_above_its_own_enhanced_one(
         assert_allclose(after.image, box.invert(grey), atol=1)
 
 
-@pytest.mark.parametrize("organ", ["spleen", "pancreas"])
+@pytest.mark.parametrize(("organ", "of"), [("spleen", "b"), ("pancreas", "c")])
 def test_lime_superpixels_stand_above_their_weights(
-    root: Path, slices: dict[str, Any], stored: Stored, organ: str
+    root: Path, slices: dict[str, Any], stored: Stored, organ: str, of: str
 ) -> None:
-    data = picture(root, "figure03_lime_superpixels", replace(SPLEEN, organ=organ, case="b"))
-    maps = [stored.map("lime/full", "b", organ, name) for name in ("felzenszwalb", "slic")]
-    plans = stored.scores("lime/full", "b").plans
+    data = picture(root, "figure03_lime_superpixels", replace(SPLEEN, organ=organ, case=of))
+    maps = [stored.map("lime/full", of, organ, name) for name in ("felzenszwalb", "slic")]
+    plans = stored.scores("lime/full", of).plans
     segments = [next(p for n, p in plans.items() if name in n).segments
                 for name in ("felzenszwalb", "slic")]  # fmt: skip
     counts = [int((np.bincount(one[one >= 0]) > 0).sum()) for one in segments]
-    r2 = [stored.details("lime/full", "b", organ, name)["r2"] for name in ("felzenszwalb", "slic")]
+    r2 = [stored.details("lime/full", of, organ, name)["r2"] for name in ("felzenszwalb", "slic")]
     assert texts(data) == (
         [f"Felzenszwalb: {counts[0]} superpixels", f"SLIC: {counts[1]} superpixels",
          f"weights, R² = {r2[0]:.2f}", f"weights, R² = {r2[1]:.2f}"],
         ["weight (soft Dice gained)"],
         [],
     )  # fmt: skip
-    assert data.title == f"LIME, superpixel algorithms: case b (CT), slice 4, {organ}"
+    assert data.title == f"LIME, superpixel algorithms: case {of} (CT), slice {at(of)[1]}, {organ}"
     assert data.bars[0].panels == (2, 3)
     for above, below, labels, values in zip(
         data.panels[:2], data.panels[2:], segments, maps, strict=True
@@ -107,7 +125,7 @@ def test_lime_superpixels_stand_above_their_weights(
         heat = only(below, Heat)
         assert_array_equal(heat.values, values)
         is_symmetric(heat, *maps)
-        assert above.item.key == below.item.key == slices["b"].key
+        assert above.item.key == below.item.key == slices[of].key
 
 
 @pytest.mark.parametrize(
