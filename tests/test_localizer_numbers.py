@@ -249,6 +249,7 @@ def test_labels_shrink_to_the_pixel_in_the_middle() -> None:
     )
     found = training._shrink(labels, (32, 32))
     assert torch.equal(found, labels[:, 3::7, 3::7])  # 3 of 0…6: not the corner, and no mean
+    assert set(training._shrink(labels, (64, 64)).unique().tolist()) == {0, 4, 9, 255}
 
 
 # ------------------------------------------------------------------------------------ which epoch
