@@ -336,6 +336,28 @@ def test_the_epoch_is_chosen_by_the_organs_on_cases_that_do_not_train(
     assert not torch.equal(epochs.weights[1], epochs.weights[3])
 
 
+def test_checks_are_made_at_the_size_of_the_labels() -> None:
+    """Logits of 32 pixels are enlarged; the labels are not made smaller."""
+    rng = np.random.default_rng(1)
+    logits = torch.from_numpy(rng.normal(0, 1, (3, 4, 32, 32)).astype(np.float32))
+    labels = rng.integers(0, 4, (3, 224, 224)).astype(np.uint8)
+
+    class Known:
+        def eval(self) -> None:
+            pass
+
+        def decode(self, tokens: list[torch.Tensor]) -> torch.Tensor:
+            return logits
+
+    checks = training._Views(Means(), np.zeros_like(labels), labels, TrainingSettings(), None)
+    row = training._validate(Known(), checks, CLASSES, 3)
+    found = upsampled(logits.numpy(), 224).argmax(1)
+    for k, name in enumerate(CLASSES):
+        p, g = found == k, labels == k
+        wanted = 2 * (p & g).sum() / (p.sum() + g.sum())
+        assert row[f"val_dice_{name}"] == pytest.approx(wanted, abs=1e-4)
+
+
 def test_training_steps_are_adams_and_anneal(
     frozen: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
