@@ -249,6 +249,7 @@ def test_labels_shrink_to_the_pixel_in_the_middle() -> None:
     )
     found = training._shrink(labels, (32, 32))
     assert torch.equal(found, labels[:, 3::7, 3::7])  # 3 of 0…6: not the corner, and no mean
+    assert set(training._shrink(labels, (64, 64)).unique().tolist()) == {0, 4, 9, 255}
 
 
 # ------------------------------------------------------------------------------------ which epoch
@@ -333,6 +334,28 @@ def test_the_epoch_is_chosen_by_the_organs_on_cases_that_do_not_train(
     assert rows[0]["val_dice_spleen"] >= rows[1]["val_dice_spleen"]
     assert torch.equal(localizer.sharpness.detach(), epochs.weights[1])
     assert not torch.equal(epochs.weights[1], epochs.weights[3])
+
+
+def test_checks_are_made_at_the_size_of_the_labels() -> None:
+    """Logits of 32 pixels are enlarged; the labels are not made smaller."""
+    rng = np.random.default_rng(1)
+    logits = torch.from_numpy(rng.normal(0, 1, (3, 4, 32, 32)).astype(np.float32))
+    labels = rng.integers(0, 4, (3, 224, 224)).astype(np.uint8)
+
+    class Known:
+        def eval(self) -> None:
+            pass
+
+        def decode(self, tokens: list[torch.Tensor]) -> torch.Tensor:
+            return logits
+
+    checks = training._Views(Means(), np.zeros_like(labels), labels, TrainingSettings(), None)
+    row = training._validate(Known(), checks, CLASSES, 3)
+    found = upsampled(logits.numpy(), 224).argmax(1)
+    for k, name in enumerate(CLASSES):
+        p, g = found == k, labels == k
+        wanted = 2 * (p & g).sum() / (p.sum() + g.sum())
+        assert row[f"val_dice_{name}"] == pytest.approx(wanted, abs=1e-4)
 
 
 def test_training_steps_are_adams_and_anneal(

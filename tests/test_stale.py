@@ -130,7 +130,7 @@ CONFIGURED = {
 )
 def test_a_file_of_each_kind(tmp_path, pattern, wanted, gone, foreign):
     """Wanted is kept, what no configuration asks for is listed, what is like no pattern is left."""
-    for name in filter(None, (wanted, gone, foreign, f"{foreign}.bak")):
+    for name in filter(None, (wanted, gone, foreign, f"{gone or wanted}.bak")):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

@@ -199,7 +199,7 @@ def test_seconds_do_not_count_at_any_depth(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("column", "counts"), [("seconds_roi", False), ("dice", True), ("rho", True)]
+    ("column", "counts"), [("seconds_roi", False), ("dice", True), ("assd_mm", True)]
 )
 def test_which_columns_count(tmp_path, column, counts):
     for name, value in (("a", 0.5), ("b", 0.75)):
