@@ -33,7 +33,7 @@ with job(snakemake) as log:
         "localizer": asdict(localizer_cost(localizer)),
         "backbone": {
             "fingerprint": localizer.backbone.fingerprint,
-            "revision": getattr(localizer.backbone, "revision", None),
+            "revision": localizer.backbone.revision,
         },
         "device": str(segmenter.device),
         "precision": segmenter.precision,

@@ -82,11 +82,14 @@ def pinned(backbone: str) -> tuple[str, str]:
         rf"{HUB}([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", backbone, re.ASCII
     )
     if match is None or ".." in backbone:
-        raise ConfigError(f"localizer.backbone {backbone!r} must be like hf-hub:owner/name@commit.")
+        raise ConfigError(
+            f"config key 'localizer.backbone' is {backbone!r}; it must be like "
+            "hf-hub:owner/name@commit."
+        )
     revision = match[2] or revision_of(match[1])
     if revision is None or not re.fullmatch("[0-9a-f]{40}", revision):
         raise ConfigError(
-            f"localizer.backbone '{backbone}' may mean other files tomorrow: add @ and the commit, "
+            f"config key 'localizer.backbone': '{backbone}' may mean other files tomorrow: add @ and the commit, "
             "40 hexadecimal digits, from the history of its files on the hub."
         )
     return match[1], revision

@@ -16,10 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from xaiclip.catalogue import pinned
 from xaiclip.errors import ConfigError
 from xaiclip.files import check_kind
 
-_HUB = re.compile(r"hf-hub:[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?", re.ASCII)
 #: Endings of what is a file rather than a name.
 _FILES = (".pt", ".pth", ".bin", ".safetensors", ".json", ".ckpt")
 #: What a factory gets without asking.
@@ -79,8 +79,7 @@ def check_backbone(
             "weights along: take one of the two out."
         )
     if backbone.startswith("hf-hub:"):
-        if not _HUB.fullmatch(backbone):
-            raise ConfigError(f"{key} is {backbone!r}; it must be like hf-hub:owner/name.")
+        pinned(backbone)
         return
     if backbone == "compact" or folder.is_dir():
         model = _model_of_folder(compact if backbone == "compact" else folder, key)
