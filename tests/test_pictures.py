@@ -419,3 +419,26 @@ def test_the_segmentation_is_that_of_the_prompt(
     files = {**files_of(root, "figure05_occlusion"), "segmentation": tmp_path / "masks.npz"}
     data = DATA["figure05_occlusion"](files, replace(SPLEEN, prompt=prompt))
     assert_array_equal(only(data.panels[1], Fill).mask, masks[prompt])
+
+
+@pytest.mark.parametrize("louder", ["full", "roi"])
+@pytest.mark.parametrize(
+    ("name", "method", "organ", "places"),
+    [
+        ("figure06_selective_occlusion", "occlusion", "spleen", (2, 3)),
+        ("figure10_occlusion_maps", "occlusion", "left kidney", (2, 7)),
+        ("figure12_lime_stages", "lime", "spleen", (4, 5)),
+    ],
+)
+def test_a_shared_scale_holds_the_larger_map(
+    root: Path, tmp_path: Path, name: str, method: str, organ: str, places: Any, louder: str
+) -> None:
+    files = files_of(root, name)
+    key = f"attributions/{method}/{louder}"
+    with np.load(files[key]) as file:
+        arrays = {one: file[one] * (1 if one == "__meta__" else 4) for one in file.files}
+    np.savez(tmp_path / "louder.npz", **arrays)
+    data = DATA[name]({**files, key: tmp_path / "louder.npz"}, replace(SPLEEN, organ=organ))
+    heats = [only(data.panels[place], Heat) for place in places]
+    for heat in heats:
+        is_symmetric(heat, *(one.values for one in heats))
