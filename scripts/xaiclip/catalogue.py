@@ -89,8 +89,8 @@ def pinned(backbone: str) -> tuple[str, str]:
     revision = match[2] or revision_of(match[1])
     if revision is None or not re.fullmatch("[0-9a-f]{40}", revision):
         raise ConfigError(
-            f"config key 'localizer.backbone': '{backbone}' may mean other files tomorrow: add @ and "
-            "the commit, 40 hexadecimal digits, from the history of its files on the hub."
+            f"config key 'localizer.backbone': '{backbone}' may mean other files tomorrow: add @ "
+            "and the commit, 40 hexadecimal digits, from the history of its files on the hub."
         )
     return match[1], revision
 
