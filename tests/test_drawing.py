@@ -67,6 +67,10 @@ def test_the_drawing_shows_the_data(root: Path, name: str) -> None:
         return
     assert [text.get_text() for text in legend.get_texts()] == [one.label for one in data.legend]
     assert [line.get_color() for line in legend.get_lines()] == [one.colour for one in data.legend]
+    for line, entry in zip(legend.get_lines(), data.legend, strict=True):
+        assert line.is_dashed() == (entry.line != "-")
+        if entry.width:
+            assert line.get_linewidth() == entry.width
     assert legend.get_title().get_text() == data.legend_title
 
 

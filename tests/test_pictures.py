@@ -25,9 +25,7 @@ from picture_study import (
     some_slices,
     texts,
 )
-from test_figures import files_of
 from xaiclip.preprocess import Letterbox
-from xaiclip.report import sources
 from xaiclip.report.figures import DATA
 from xaiclip.report.picture import (
     Boxes,
@@ -57,22 +55,6 @@ def stored(root: Path) -> Stored:
 
 
 # --- each figure's data ---
-
-
-def test_each_slice_of_a_case_has_its_own_maps_and_plans(
-    root: Path, slices: dict[str, Any], stored: Stored
-) -> None:
-    files = files_of(root, "figure12_lime_stages")
-    found = []
-    for of in ("b, too", "b"):
-        subject = sources.Subject(slices[of], "liver")
-        maps = sources.attributions(files["attributions/lime/roi"], subject.item, "liver")
-        assert_array_equal(sources.primary(maps).map, stored.map("lime/roi", of, "liver"))
-        for name, plan in stored.scores("lime/roi", of).plans.items():
-            arrays = sources.plan(files["scores/lime/roi"], subject, name)
-            assert_array_equal(arrays["segments"], plan.segments)
-        found.append(arrays["segments"])
-    assert (found[0] != found[1]).any()
 
 
 def test_preprocessing_shows_each_slice_above_its_own_enhanced_one(
@@ -405,40 +387,3 @@ def test_rise_stages_have_both_estimators_of_both_guidances(
         is_roi(only(panel, Outline), region)
     assert not any(isinstance(layer, Outline) for panel in data.panels[1:3]
                    for layer in panel.layers)  # fmt: skip
-
-
-@pytest.mark.parametrize("prompt", ["roi", "reference"])
-def test_the_segmentation_is_that_of_the_prompt(
-    root: Path, slices: dict[str, Any], tmp_path: Path, prompt: str
-) -> None:
-    key = f"{slices['b'].key}/spleen"
-    masks = {"roi": np.eye(96, 128, dtype=bool), "reference": np.eye(96, 128, 9, dtype=bool)}
-    arrays = {f"{key}/{name}": mask for name, mask in masks.items()}
-    meta = np.frombuffer(b'{"skips": []}', np.uint8)
-    np.savez(tmp_path / "masks.npz", __meta__=meta, **arrays)
-    files = {**files_of(root, "figure05_occlusion"), "segmentation": tmp_path / "masks.npz"}
-    data = DATA["figure05_occlusion"](files, replace(SPLEEN, prompt=prompt))
-    assert_array_equal(only(data.panels[1], Fill).mask, masks[prompt])
-
-
-@pytest.mark.parametrize("louder", ["full", "roi"])
-@pytest.mark.parametrize(
-    ("name", "method", "organ", "places"),
-    [
-        ("figure06_selective_occlusion", "occlusion", "spleen", (2, 3)),
-        ("figure10_occlusion_maps", "occlusion", "left kidney", (2, 7)),
-        ("figure12_lime_stages", "lime", "spleen", (4, 5)),
-    ],
-)
-def test_a_shared_scale_holds_the_larger_map(
-    root: Path, tmp_path: Path, name: str, method: str, organ: str, places: Any, louder: str
-) -> None:
-    files = files_of(root, name)
-    key = f"attributions/{method}/{louder}"
-    with np.load(files[key]) as file:
-        arrays = {one: file[one] * (1 if one == "__meta__" else 4) for one in file.files}
-    np.savez(tmp_path / "louder.npz", **arrays)
-    data = DATA[name]({**files, key: tmp_path / "louder.npz"}, replace(SPLEEN, organ=organ))
-    heats = [only(data.panels[place], Heat) for place in places]
-    for heat in heats:
-        is_symmetric(heat, *(one.values for one in heats))
