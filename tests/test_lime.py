@@ -138,6 +138,29 @@ def test_importance_lies_where_the_score_comes_from():
     assert made["slic"].segments[np.unravel_index(liver.map.argmax(), (512, 512))] == 40
 
 
+def test_the_multiscale_map_and_its_r2_are_means_over_the_scales():
+    """Each scale's map by itself, stretched to 0…1, and its fit."""
+    settings = {"samples": 60, "variants": ["multiscale"], "scales": [50, 200]}
+    ctx = context(settings=settings)
+    made = plans(ctx)
+    scored = tables(made)
+    for one in aggregate(made, scored, ctx):
+        alone, fits = [], []
+        for scale in (50, 200):
+            name = f"felzenszwalb_{scale}"
+            single = context(settings={"samples": 60, "variants": ["felzenszwalb"], "scale": scale})
+            (part,) = (
+                other
+                for other in aggregate({name: made[name]}, {name: scored[name]}, single)
+                if other.organ == one.organ
+            )
+            alone.append((part.map - part.map.min()) / np.ptp(part.map))
+            fits.append(part.details["r2"])
+        np.testing.assert_allclose(one.map, np.mean(alone, 0), atol=1e-5)
+        assert fits[0] != fits[1]
+        assert one.details["r2"] == pytest.approx(np.mean(fits))
+
+
 def test_constant_scores_give_constant_maps():
     ctx = context(settings={"samples": 20, "variants": ["multiscale"]})
     made = plans(ctx)

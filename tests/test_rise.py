@@ -55,6 +55,11 @@ def test_slopes_of_few_masks_by_hand(masks, probability):
         np.testing.assert_allclose(maps["covariance", organ].map[sure], slope[sure], atol=1e-3)
         published = np.einsum("n,nhw->hw", own, keep) / masks / probability
         np.testing.assert_allclose(maps["paper", organ].map, published, atol=1e-4)
+        points = plans(ctx)[MASKS].keep(0, masks, 32)[:, 0].double().numpy()
+        terms = own[:, None, None] * points / probability
+        spread = terms.std(0, ddof=1) / np.sqrt(masks)
+        for name in ("paper", "complement"):
+            np.testing.assert_allclose(maps[name, organ].error, spread, rtol=1e-3)
 
 
 @pytest.mark.parametrize("sampling", ["plain", "antithetic"])
