@@ -244,14 +244,15 @@ def test_the_finished_study_can_be_checked(study):
 
     assert verify() == []
     last = scans / "DOE_JANE series/DOE JANE 023.dcm"
-    content = last.read_bytes()
+    content, before = last.read_bytes(), last.stat()
     last.write_bytes(content[:-2] + b"\1\1")
     assert any("data c5/image: has SHA-256" in line for line in verify())
     last.write_bytes(content)
+    os.utime(last, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_a_scan_that_is_written_again_reruns_its_batch(study, tmp_path):
-    """A slice of a series in place, and data behind a header; whatever the clock says."""
+def test_a_scan_that_is_written_again_reruns_its_batch(study):
+    """One slice of a series, in place."""
     directory, scans = study
     arguments = ("--configfile", str(directory / "study.yaml"))
     one = scans / "DOE_JANE series/DOE JANE 003.dcm"
