@@ -49,7 +49,7 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
     logging.captureWarnings(True)
     log = logging.getLogger("xaiclip")
     try:
-        _check_library(snakemake.scriptdir)
+        _check_library(getattr(snakemake, "scriptdir", Path(__file__).parent))
         with leased_gpu() if _wants_gpu(snakemake) else nullcontext() as gpu:
             if gpu:
                 log.info("GPU %s", gpu)

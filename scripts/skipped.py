@@ -51,7 +51,7 @@ with job(snakemake) as log:
     with atomic(snakemake.output.skipped) as temporary:
         table.sort_values(columns, na_position="first").to_csv(temporary, sep="\t", index=False)
     log.info("%d things left out, %d whole cases", len(table), int(table["organ"].isna().sum()))
-    warnings = [row for path in inputs.stages for row in load_meta(path).get("warnings", [])]
+    warnings = [row for path in inputs.slices for row in load_meta(path)["warnings"]]
     doubts = pd.DataFrame(warnings, columns=["case", "stage", "reason"]).drop_duplicates()
     with atomic(snakemake.output.warnings) as temporary:
         doubts.sort_values(list(doubts)).to_csv(temporary, sep="\t", index=False)

@@ -131,7 +131,7 @@ def test_the_script_writes_what_runs(tmp_path: Path) -> None:
                 "pretrained": None,
             }
         },
-        "input": {"localizer": [str(tmp_path / "localizer.safetensors")]},
+        "input": {"localizer": str(tmp_path / "localizer.safetensors")},
     }
     code = f"""
 import json, runpy, sys

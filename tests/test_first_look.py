@@ -180,7 +180,8 @@ def test_another_copy_of_the_library_is_refused(tmp_path):
     assert snakemake(folder, "--dry-run", *config, path=str(ROOT / "scripts"))[0] == 0
     # a job that is started in another way refuses it, too
     job = "import types; from _job import job\n"
-    job += f"snakemake = types.SimpleNamespace(threads=1, log=[], scriptdir={str(copy)!r})\n"
+    job += "snakemake = types.SimpleNamespace(threads=1, log=[], params=None)\n"
+    job += f"snakemake.scriptdir = {str(copy)!r}\n"
     job += "with job(snakemake): print('ran')"
     done = subprocess.run(
         [sys.executable, "-c", job], capture_output=True, text=True, cwd=ROOT / "scripts"

@@ -26,8 +26,10 @@ def rules():
                 continue
             asked = {}
             for key in ("mem_mb", "runtime"):
-                times, value = re.search(rf"{key}=(lambda.*?: )?(\d+)", body).groups()
-                asked[key] = f"{value} ×" if times else value
+                times, value = re.search(rf"{key}=(lambda.*?: )?(\d+|\w+)", body).groups()
+                asked[key] = f"{value} ×" if times and value.isdigit() else value
+                if value == "slices_mb":  # hangs on the scans
+                    asked[key] = "by size ×"
             threads = re.search(r"threads: (\d+)", body)
             found[name] = {
                 "gpu": "1" if "gpu=1" in body else "",

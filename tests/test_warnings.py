@@ -12,9 +12,17 @@ import pytest
 from xaiclip.data.geometry import Geometry
 from xaiclip.data.slices import Slice, save_slices
 from xaiclip.errors import Caution, Skip
+from xaiclip.evaluate.schema import SEGMENTER, write_table
 from xaiclip.files import save_arrays
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+class Named(SimpleNamespace):
+    """Files by name that can be walked over, as Snakemake's are."""
+
+    def __iter__(self):
+        return iter(vars(self).values())
 
 
 def run(script, **given):
@@ -45,17 +53,18 @@ def test_both_lists_are_written(tmp_path):
     pd.DataFrame({column: pd.Series(dtype=object) for column in columns}).to_parquet(
         tmp_path / "explanations.parquet"
     )
+    write_table(tmp_path / "segmenter.parquet", [], SEGMENTER)
     run(
         "skipped.py",
-        input=SimpleNamespace(
+        input=Named(
             slices=[first, second],
-            roi=[tmp_path / "none.npz"],
-            segmentation=[],
+            preprocessed=[tmp_path / "none.npz"],
+            stages=[],
+            maps=[],
+            segmenter=tmp_path / "segmenter.parquet",
             explanations=tmp_path / "explanations.parquet",
         ),
-        output=SimpleNamespace(
-            skipped=tmp_path / "skipped.tsv", warnings=tmp_path / "warnings.tsv"
-        ),
+        output=Named(skipped=tmp_path / "skipped.tsv", warnings=tmp_path / "warnings.tsv"),
     )
     skipped = pd.read_csv(tmp_path / "skipped.tsv", sep="\t")
     assert skipped[["case", "reason"]].to_numpy().tolist() == [["case_1", "image: damaged."]]
@@ -85,8 +94,8 @@ def test_distances_in_mm_need_pixels_of_a_size(tmp_path):
     ]
     run(
         "evaluate_segmenter.py",
-        input=SimpleNamespace(slices=tmp_path / "slices.npz", segmentation=tmp_path / "masks.npz"),
-        output=SimpleNamespace(rows=tmp_path / "rows.parquet"),
+        input=Named(slices=tmp_path / "slices.npz", segmentation=tmp_path / "masks.npz"),
+        output=Named(rows=tmp_path / "rows.parquet"),
         params=SimpleNamespace(cfg={"organs": ["liver"], "cases": cases}),
     )
     rows = pd.read_parquet(tmp_path / "rows.parquet").set_index("case")

@@ -135,7 +135,9 @@ def test_tables_and_figures(results):
     for guidance in ("full", "roi"):
         for method in rows.method.unique():
             own = rows[(rows.method == method) & (rows.guidance == guidance)]
+            own = own[own.roi_source.isna() | (own.roi_source == "localizer")]
             cells = table3[(table3.method == method) & (table3.guidance == guidance)]
+            cells = cells[cells.roi_source == "localizer"]
             cells = cells.set_index("measure")["mean"]
             for measure in ("n_forwards", "rho_union", "localization_dice_gt"):
                 by_organ = own.groupby(["case", "organ"])[measure].mean()
