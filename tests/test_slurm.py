@@ -113,7 +113,7 @@ def cluster(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(cluster, tmp_path_factory):
     """The study on the cluster and on this machine, and the jobs that go wrong."""
-    base = tmp_path_factory.mktemp("a cluster's runs")
+    base = tmp_path_factory.mktemp("a cluster of runs")
     where = {name: base / name for name in ("faults", "study", "local")}
     faults = start(where["faults"], "--snakefile", HERE / "Snakefile", *PROFILE)
     study = start(where["study"], *STUDY, *PROFILE, *THREADS)
