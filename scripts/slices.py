@@ -10,7 +10,6 @@ with job(snakemake) as log:
     from xaiclip.data.footprint import checksum
     from xaiclip.data.sheet import Case
     from xaiclip.data.slices import STAGE, save_slices, take_slices
-    from xaiclip.errors import left_out
     from xaiclip.files import write_json
     from xaiclip.privacy import case_files
 
@@ -29,17 +28,13 @@ with job(snakemake) as log:
                 *("orientation", "implausible"),
             )
         }
-        with left_out(skips, case.name, STAGE):
-            taken = take_slices(case, {**settings, **cfg["slices"]})
-            if not any(skip.slice is None and skip.organ is None for skip in taken.skips):
-                slices += taken.slices
-            skips += taken.skips
-            warnings += taken.warnings
-            for skip in taken.skips:
-                if (
-                    skip.slice is not None or skip.stage != STAGE
-                ):  # else it was logged as it was lost
-                    log.warning("%s: %s", skip.case, skip.reason)
+        taken = take_slices(case, {**settings, **cfg["slices"]})
+        slices += taken.slices
+        skips += taken.skips
+        warnings += taken.warnings
+        for skip in taken.skips:
+            if skip.slice is not None or skip.stage != STAGE:  # else it was logged as it was lost
+                log.warning("%s: %s", skip.case, skip.reason)
     redact = redactor(snakemake)
     skips = [replace(skip, reason=redact(skip.reason)) for skip in skips]
     warnings = [replace(one, reason=redact(one.reason)) for one in warnings]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from xaiclip.data.geometry import Geometry, Volume
+from xaiclip.data.geometry import Geometry, Volume, display
 from xaiclip.data.labels import map_labels
 from xaiclip.data.sheet import Case
 from xaiclip.data.slices import (
@@ -312,15 +312,35 @@ def test_an_orientation_is_for_files_that_tell_none(case):
     np.testing.assert_array_equal(mirrored.image, told.image[:, ::-1])
 
 
-def test_eight_bits_are_taken_as_they_are(case):
+def test_a_ct_of_eight_bits_is_taken_as_it_is_and_a_dark_mr_is_not(case):
     shown = np.random.default_rng(0).integers(0, 256, (20, 16, 12)).astype(np.uint8)
     nib.save(nib.Nifti1Image(shown, LPS), case.image)
     (one,), _, (warning,) = take(case)
     np.testing.assert_array_equal(one.image, shown[:, :, 8].T)
     assert "8 bits" in warning.reason
+    dark = np.random.default_rng(0).integers(1, 61, (20, 16, 12)).astype(np.uint8)
+    nib.save(nib.Nifti1Image(dark, LPS), case.image)
     (one,), _, warnings = take(replace(case, modality="MR"))
-    np.testing.assert_array_equal(one.image, shown[:, :, 8].T)
+    low, high = np.percentile(dark, (0.5, 99.5))
+    wanted = np.rint(np.clip((dark[:, :, 8].T - low) / (high - low), 0, 1) * 255)
+    np.testing.assert_array_equal(one.image, wanted)
     assert warnings == []
+
+
+def test_half_of_a_case_is_none(case, monkeypatch):
+    """What fails at the third slice leaves no slice of the first two."""
+    shown = iter(range(5))
+
+    def fail(plane):
+        if next(shown) == 4:
+            raise ZeroDivisionError
+        return display(plane)
+
+    monkeypatch.setattr("xaiclip.data.slices.display", fail)
+    taken = take(case, policy="all")
+    assert taken.slices == []
+    assert taken.skips[-1].reason.startswith("unexpected: ZeroDivisionError")
+    assert (taken.skips[-1].slice, taken.skips[-1].organ) == (None, None)
 
 
 def test_maps_go_back_to_the_scan(case):

@@ -153,11 +153,14 @@ def take_slices(case: Case, settings: Mapping[str, Any]) -> Taken:
         hold no wanted organ, and organs that a slice lacks; and what looks wrong.
     """
     taken = Taken([], [], [])
-    if case.problem is not None and (reason := case.problem.read_text(encoding="utf-8").strip()):
-        taken.skips.append(Skip(case.name, "prepare", reason))
-        return taken
     with left_out(taken.skips, case.name, STAGE):
-        _take(case, settings, taken)
+        problem = case.problem.read_text(encoding="utf-8").strip() if case.problem else ""
+        if problem:
+            taken.skips.append(Skip(case.name, "prepare", problem))
+        else:
+            _take(case, settings, taken)
+        return taken
+    taken.slices.clear()  # what was taken of a case before it failed is not the case
     return taken
 
 
@@ -229,16 +232,20 @@ def _grey_doubts(image: Volume, modality: str) -> list[str]:
     if image.array.dtype != np.uint8:
         reason = implausible(image.array, modality)
         return [] if reason is None else [reason]
-    if modality == "CT" and not image.path.name.lower().endswith((*PICTURES, ".npz")):
+    if modality == "CT" and not _is_picture(image):
         return ["its grey values have 8 bits: they are taken as windowed already."]
     return []
+
+
+def _is_picture(image: Volume) -> bool:
+    return image.path.name.lower().endswith((*PICTURES, ".npz"))
 
 
 def _windowed(
     image: Volume, chosen: Sequence[int], modality: str, settings: Mapping[str, Any]
 ) -> NDArray[np.uint8]:
-    """Axial slices (X, Y, n) in 8 bits; what has 8 bits already was windowed by someone else."""
-    if image.array.dtype == np.uint8:
+    """Axial slices (X, Y, n) in 8 bits; a picture or CT of 8 bits was windowed by someone else."""
+    if image.array.dtype == np.uint8 and (modality == "CT" or _is_picture(image)):
         return image.array[:, :, list(chosen)]
     if modality == "CT":
         window = settings["window"]
