@@ -12,6 +12,7 @@ report: "docs/report/workflow.rst"
 
 include: "rules/project.smk"
 include: "rules/common.smk"
+include: "rules/inputs.smk"
 include: "rules/download.smk"
 include: "rules/data.smk"
 include: "rules/compact.smk"

@@ -257,46 +257,6 @@ def batches(split):
     return sorted(set(BATCHES[split].values()))
 
 
-def files_of(case):
-    """Image, label, and what went wrong with them."""
-    return [str(path) for path in (case.image, case.label, case.problem) if path]
-
-
-def raw_files(wildcards):
-    """Files of a batch's cases."""
-    files = [
-        file for case in MEMBERS.get(wildcards.batch, []) for file in files_of(case)
-    ]
-    return given(files) if SOURCE == "sheet" else files
-
-
-def signatures(wildcards):
-    """What tells that a file of a batch's cases was replaced, for params."""
-    if SOURCE != "sheet":  # the workflow makes them
-        return {}
-    return {
-        case.name: signature(case.image, case.label)
-        for case in MEMBERS.get(wildcards.batch, [])
-    }
-
-
-def row_of(case):
-    """A case as plain builtins, for params."""
-    return {
-        "name": case.name,
-        "image": str(case.image),
-        "label": str(case.label) if case.label else None,
-        "modality": case.modality,
-        "split": case.split,
-        "problem": str(case.problem) if case.problem else None,
-    }
-
-
-def case_rows(wildcards):
-    """A batch's cases as plain builtins, for params."""
-    return [row_of(case) for case in MEMBERS.get(wildcards.batch, [])]
-
-
 @cache
 def code(script, *also):
     """Hash of a script and of all project code behind it: its change reruns the rule."""

@@ -1,17 +1,4 @@
 # Training the localizer; probability maps; ROI masks and boxes.
-
-
-def trained_of(run, variant="text"):
-    """The localizer's weights: those that the study trains, or another one's."""
-    if TRAINS:
-        return f"results/{run}/localizer/{variant}/localizer.safetensors"
-    return ancient(config["localizer"]["weights"])
-
-
-# what tells that weights of another run were replaced
-TRAINED_STATE = None if TRAINS else signature(config["localizer"]["weights"])
-
-
 if TRAINS:
 
     rule train_localizer:
