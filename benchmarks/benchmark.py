@@ -30,17 +30,17 @@ import peers
 import torch
 from scipy.stats import spearmanr
 
-from xaiclip.data import phantom
+from compact import phantom
 from xaiclip.data.geometry import display
 from xaiclip.data.slices import window_ct
 from xaiclip.files import atomic, write_text
+from xaiclip.masks.roi import box_of
+from xaiclip.models.segmenters.base import Prompts
+from xaiclip.models.segmenters.compact import CONFIG, build
+from xaiclip.models.segmenters.encoder import encode_images
+from xaiclip.models.segmenters.loading import BUILDERS, load_segmenter
+from xaiclip.models.segmenters.sam import SamSegmenter
 from xaiclip.organs import FLARE22, SIX_CLASSES, organs_of
-from xaiclip.roi import box_of
-from xaiclip.segmenters.base import Prompts
-from xaiclip.segmenters.compact import CONFIG, build
-from xaiclip.segmenters.encoder import encode_images
-from xaiclip.segmenters.loading import BUILDERS, load_segmenter
-from xaiclip.segmenters.sam import SamSegmenter
 
 log = logging.getLogger("benchmark")
 Rows = list[dict[str, object]]

@@ -24,7 +24,7 @@ from xaiclip.explain.attribution import to_canonical_image
 from xaiclip.explain.engine import ScoreTable, fill_image, segment
 from xaiclip.explain.plan import Context, Plan
 from xaiclip.explain.values import soft_dice
-from xaiclip.segmenters.base import Prompts, Segmenter
+from xaiclip.models.segmenters.base import Prompts, Segmenter
 
 
 @dataclass

@@ -32,10 +32,10 @@ from xaiclip.explain.attribution import GRID
 from xaiclip.explain.plan import CellPlan, Context
 from xaiclip.explain.store import load_scores
 from xaiclip.files import atomic
+from xaiclip.masks.roi import box_of
+from xaiclip.models.segmenters.base import Prompts
+from xaiclip.models.segmenters.loading import load_segmenter
 from xaiclip.report.markdown import pipe_table
-from xaiclip.roi import box_of
-from xaiclip.segmenters.base import Prompts
-from xaiclip.segmenters.loading import load_segmenter
 
 log = logging.getLogger("sampling")
 VALUE = "soft_dice"

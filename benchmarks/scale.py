@@ -25,8 +25,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xaiclip.evaluate.schema import EXPLANATIONS
 from xaiclip.files import atomic
+from xaiclip.metrics.schema import EXPLANATIONS
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "results" / "scale" / "scale.csv"
@@ -115,8 +115,8 @@ rule cheap:
 #: What the jobs of a batch import before they begin, and how many of its 25 jobs do so.
 STARTS = {
     "localize": (1, "xaiclip.localizer.model, xaiclip.preprocess"),
-    "score, segment": (7, "xaiclip.explain.runner, xaiclip.segmenters.loading"),
-    "attribute": (6, "xaiclip.explain.runner, xaiclip.evaluate.rows"),
+    "score, segment": (7, "xaiclip.explain.runner, xaiclip.models.segmenters.loading"),
+    "attribute": (6, "xaiclip.explain.runner, xaiclip.metrics.rows"),
     "others": (11, "pandas, nibabel, xaiclip.data.slices"),
 }
 
@@ -151,7 +151,7 @@ def tables(folder: Path) -> Iterator[Measure]:
                 pq.write_table(_part(rng, names, method, guidance, variants), paths[-1])
     yield {"part": "simulated parts", "cases": cases, "cases_per_job": size, "n": len(paths)}
     out = folder / "explanations.parquet"
-    code = "import sys; from xaiclip.evaluate import schema; schema.concat_tables("
+    code = "import sys; from xaiclip.metrics import schema; schema.concat_tables("
     code += f"sys.stdin.read().split(), {str(out)!r}, schema.EXPLANATIONS)"
     took, _ = timed(sys.executable, "-c", code, stdin="\n".join(paths))
     rows = pq.read_metadata(out).num_rows

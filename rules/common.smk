@@ -8,12 +8,12 @@ from functools import cache
 
 from snakemake.io import contains_wildcard
 
-from xaiclip import provenance
-from xaiclip.catalogue import DATASETS, WEIGHTS, Entry, backbone_note
-from xaiclip.catalogue import entries as published_entries
-from xaiclip.checked import check_published
+from xaiclip.workflow import provenance
+from xaiclip.published.catalogue import DATASETS, WEIGHTS, Entry, backbone_note
+from xaiclip.published.catalogue import entries as published_entries
+from xaiclip.published.checked import check_published
 from xaiclip.config import complete
-from xaiclip.constraints import label_table
+from xaiclip.config.constraints import label_table
 from xaiclip.data.changes import signature
 from xaiclip.data.sheet import Case, read_sheet
 from xaiclip.errors import StorageError

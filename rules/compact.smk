@@ -43,8 +43,8 @@ rule compact_model:
         code=lambda w: code(
             "compact_model.py",
             {
-                "clip": "xaiclip.localizer.compact_clip",
-                "sam": "xaiclip.segmenters.compact_sam",
+                "clip": "compact.clip",
+                "sam": "compact.sam",
             }[w.model],
         ),
     message:

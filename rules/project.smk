@@ -26,9 +26,14 @@ elif Path(found.origin).resolve() != (ROOT / "scripts/xaiclip/__init__.py").reso
     )
 
 from xaiclip.errors import ConfigError
-from xaiclip.names import check_path
-from xaiclip.overlays import check_file as check_overlay
-from xaiclip.prechecks import check_backbone, check_factory, check_file, check_phantom
+from xaiclip.config.names import check_path
+from xaiclip.config.overlays import check_file as check_overlay
+from xaiclip.config.prechecks import (
+    check_backbone,
+    check_factory,
+    check_file,
+    check_phantom,
+)
 
 
 def check_command():

@@ -1,6 +1,6 @@
 # Results that the configuration no longer asks for: `snakemake stale` lists them, `snakemake prune` removes them.
 from xaiclip.organs import file_stem
-from xaiclip.stale import stale_files
+from xaiclip.workflow.stale import stale_files
 
 CONFIGURED = {
     "run": [RUN],

@@ -12,8 +12,8 @@ from typing import Any
 
 import xaiclip
 from xaiclip.errors import CaseError, ConfigError, StorageError
-from xaiclip.lease import leased_gpu
 from xaiclip.privacy import LogFormatter, Redactor, case_files, private_files
+from xaiclip.workflow.lease import leased_gpu
 
 #: Limits that libraries read when they are loaded.
 THREADS = (

@@ -9,12 +9,12 @@ with job(snakemake) as log:
     from xaiclip.data.slices import load_slices
     from xaiclip.device import set_threads
     from xaiclip.errors import left_out
-    from xaiclip.evaluate.rows import GUIDANCES, explanation_rows, unreached
-    from xaiclip.evaluate.schema import EXPLANATIONS, write_table
     from xaiclip.explain.attribution import save_attributions, to_canonical_mask
     from xaiclip.explain.runner import attribute_slice
     from xaiclip.explain.store import load_scores
     from xaiclip.files import load_arrays
+    from xaiclip.metrics.rows import GUIDANCES, explanation_rows, unreached
+    from xaiclip.metrics.schema import EXPLANATIONS, write_table
 
     cfg = snakemake.params.cfg
     set_threads(snakemake.threads)

@@ -11,10 +11,10 @@ with job(snakemake) as log:
     pool, folder = Path(snakemake.input.pool), Path(snakemake.output[0])
     cfg = snakemake.params.cfg
     if snakemake.wildcards.model == "clip":
-        from xaiclip.localizer.compact_clip import ClipSettings, train_clip
+        from compact.clip import ClipSettings, train_clip
 
         train_clip(pool, folder, ClipSettings(**cfg))
     else:
-        from xaiclip.segmenters.compact_sam import SamSettings, train_sam
+        from compact.sam import SamSettings, train_sam
 
         train_sam(pool, folder, SamSettings(**cfg))

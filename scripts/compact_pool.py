@@ -4,6 +4,6 @@ from _job import job
 
 if __name__ == "__main__":  # the processes that draw them import this file, too
     with job(snakemake):
-        from xaiclip.data.pool import build_pool
+        from compact.pool import build_pool
 
         build_pool(snakemake.output[0], **snakemake.params.cfg, workers=snakemake.threads)

@@ -9,12 +9,12 @@ with job(snakemake) as log:
     import torch
 
     from xaiclip.device import set_threads
-    from xaiclip.evaluate.cost import localizer_cost, segmenter_cost
     from xaiclip.files import write_json
     from xaiclip.localizer.backbone import BackboneSettings
     from xaiclip.localizer.model import load_localizer
-    from xaiclip.segmenters.base import Prompts
-    from xaiclip.segmenters.loading import load_segmenter
+    from xaiclip.metrics.cost import localizer_cost, segmenter_cost
+    from xaiclip.models.segmenters.base import Prompts
+    from xaiclip.models.segmenters.loading import load_segmenter
 
     cfg = snakemake.params.cfg
     set_threads(snakemake.threads)

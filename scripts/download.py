@@ -3,6 +3,6 @@
 from _job import job
 
 with job(snakemake):
-    from xaiclip.download import Remote, fetch
+    from xaiclip.published.download import Remote, fetch
 
     fetch(Remote(**snakemake.params.cfg), snakemake.output[0])

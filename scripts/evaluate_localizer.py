@@ -6,9 +6,9 @@ with job(snakemake) as log:
     import numpy as np
 
     from xaiclip.errors import left_out, whole
-    from xaiclip.evaluate.localization import PooledAuc, localizer_scores
-    from xaiclip.evaluate.schema import LOCALIZER, write_table
     from xaiclip.files import load_arrays, load_skips, save_arrays
+    from xaiclip.metrics.localization import PooledAuc, localizer_scores
+    from xaiclip.metrics.schema import LOCALIZER, write_table
     from xaiclip.preprocess import load_preprocessed
 
     cfg = snakemake.params.cfg

@@ -5,10 +5,10 @@ from _job import job
 with job(snakemake) as log:
     from xaiclip.data.slices import load_slices
     from xaiclip.errors import left_out, whole
-    from xaiclip.evaluate.overlap import dice, iou, surface_distances
-    from xaiclip.evaluate.rows import unreached
-    from xaiclip.evaluate.schema import SEGMENTER, write_table
     from xaiclip.files import load_arrays, load_skips
+    from xaiclip.metrics.overlap import dice, iou, surface_distances
+    from xaiclip.metrics.rows import unreached
+    from xaiclip.metrics.schema import SEGMENTER, write_table
 
     cfg = snakemake.params.cfg
     classes = ["background", *cfg["organs"]]

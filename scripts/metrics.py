@@ -3,7 +3,7 @@
 from _job import job
 
 with job(snakemake):
-    from xaiclip.evaluate import schema
+    from xaiclip.metrics import schema
 
     kind = {
         "localizer": schema.LOCALIZER,

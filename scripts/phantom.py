@@ -3,7 +3,7 @@
 from _job import job
 
 with job(snakemake):
-    from xaiclip.data import phantom
+    from compact import phantom
 
     cfg = snakemake.params.cfg
     volume = phantom.generate(

@@ -6,8 +6,8 @@ with job(snakemake) as log:
     from xaiclip.data.slices import load_slices
     from xaiclip.errors import left_out, whole
     from xaiclip.files import load_arrays, load_skips
+    from xaiclip.masks.roi import STAGE, RoiSettings, rois_of, save_rois
     from xaiclip.preprocess import Letterbox
-    from xaiclip.roi import STAGE, RoiSettings, rois_of, save_rois
 
     cfg = snakemake.params.cfg
     slices, _ = load_slices(snakemake.input.slices)

@@ -3,9 +3,9 @@
 from _job import job
 
 with job(snakemake) as log:
-    from xaiclip.evaluate.savings import savings, summarise
     from xaiclip.explain.store import load_scores
     from xaiclip.files import atomic
+    from xaiclip.metrics.savings import savings, summarise
     from xaiclip.report.markdown import pipe_table
 
     cfg = snakemake.params.cfg

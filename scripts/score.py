@@ -8,9 +8,9 @@ with job(snakemake) as log:
     from xaiclip.errors import left_out, whole
     from xaiclip.explain.runner import STAGE, Run, Target, score_batch
     from xaiclip.explain.store import save_frame, save_scores
+    from xaiclip.masks.roi import SOURCES_OF_GUIDANCE, SOURCES_OF_PROMPT, load_rois
+    from xaiclip.models.segmenters.loading import load_segmenter
     from xaiclip.preprocess import load_preprocessed
-    from xaiclip.roi import SOURCES_OF_GUIDANCE, SOURCES_OF_PROMPT, load_rois
-    from xaiclip.segmenters.loading import load_segmenter
 
     cfg = snakemake.params.cfg
     set_threads(snakemake.threads)

@@ -7,10 +7,10 @@ with job(snakemake) as log:
     from xaiclip.device import set_threads
     from xaiclip.errors import Skip, left_out, refuse_broken, whole
     from xaiclip.files import save_arrays
+    from xaiclip.masks.roi import SOURCES_OF_PROMPT, load_rois
+    from xaiclip.models.segmenters.loading import load_segmenter
+    from xaiclip.models.segmenters.predict import plain_slice, segment_slice
     from xaiclip.preprocess import load_preprocessed
-    from xaiclip.roi import SOURCES_OF_PROMPT, load_rois
-    from xaiclip.segmenters.loading import load_segmenter
-    from xaiclip.segmenters.predict import plain_slice, segment_slice
 
     cfg = snakemake.params.cfg
     set_threads(snakemake.threads)

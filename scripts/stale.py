@@ -3,7 +3,7 @@
 from _job import job
 
 with job(snakemake) as log:
-    from xaiclip.stale import remove_files
+    from xaiclip.workflow.stale import remove_files
 
     files, remove = list(snakemake.params.files), snakemake.params.prune
     for file in files:

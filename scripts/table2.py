@@ -3,8 +3,8 @@
 from _job import job
 
 with job(snakemake):
-    from xaiclip.evaluate.localization import PooledAuc
     from xaiclip.files import load_arrays
+    from xaiclip.metrics.localization import PooledAuc
     from xaiclip.report.tables.data import read_rows, write
     from xaiclip.report.tables.left_out import read_skips
     from xaiclip.report.tables.localizer import COLUMNS, table2

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from xaiclip.files import write_json
 from xaiclip.privacy import PRIVATE
-from xaiclip.provenance import code_hash
-from xaiclip.verify import GIVEN, checked_sums, compared, study_of
+from xaiclip.workflow.provenance import code_hash
+from xaiclip.workflow.verify import GIVEN, checked_sums, compared, study_of
 
 ROOT = Path(__file__).parents[1]
 RULES = (

@@ -25,12 +25,12 @@ from PIL import Image
 from pydicom.uid import RLELossless
 
 import dicom_files
+from xaiclip.config.names import NAME
 from xaiclip.data.geometry import display
 from xaiclip.data.sheet import Case, read_sheet
 from xaiclip.data.slices import take_slices
 from xaiclip.data.volumes import read_volume, restore
 from xaiclip.errors import CaseError, ConfigError
-from xaiclip.names import NAME
 
 SHAPE = (9, 8, 7)
 #: A reader may take this much more memory than the libraries have already.

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from xaiclip.explain.engine import ScoreTable
 from xaiclip.explain.plan import Context
-from xaiclip.segmenters.base import Prompts
+from xaiclip.models.segmenters.base import Prompts
 
 ORGANS = ("liver", "spleen")
 BOXES = torch.tensor([[0.15, 0.2, 0.55, 0.7], [0.5, 0.4, 0.9, 0.85]])

@@ -14,8 +14,6 @@ from torch.nn.functional import adaptive_avg_pool2d
 from xaiclip.data.geometry import Geometry
 from xaiclip.data.slices import Slice, save_slices
 from xaiclip.errors import Skip
-from xaiclip.evaluate.rows import explanation_rows
-from xaiclip.evaluate.schema import EXPLANATIONS, write_table
 from xaiclip.explain import method
 from xaiclip.explain.attribution import (
     save_attributions,
@@ -27,9 +25,11 @@ from xaiclip.explain.plan import Context, Plan
 from xaiclip.explain.runner import attribute_slice
 from xaiclip.explain.store import SliceScores, save_scores
 from xaiclip.files import save_arrays
+from xaiclip.masks.roi import RoiSettings, load_rois, rois_of, save_rois
+from xaiclip.metrics.rows import explanation_rows
+from xaiclip.metrics.schema import EXPLANATIONS, write_table
 from xaiclip.organs import SIX_CLASSES, organs_of
 from xaiclip.preprocess import Letterbox, preprocess_slices, save_preprocessed
-from xaiclip.roi import RoiSettings, load_rois, rois_of, save_rois
 
 CLASSES = list(SIX_CLASSES)
 ORGANS = organs_of(CLASSES)

@@ -25,7 +25,7 @@ import yaml
 from matplotlib.image import imread
 from safetensors.numpy import load_file
 
-from xaiclip.verify import compared
+from xaiclip.workflow.verify import compared
 
 ROOT = Path(__file__).parents[1]
 TINY = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text(encoding="utf-8"))

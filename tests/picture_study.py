@@ -12,6 +12,7 @@ from numpy.testing import assert_array_equal
 from figure_study import BATCH, CLASSES, ORGANS, drawn_slice, make_study
 from test_figures import files_of
 from xaiclip.explain.store import load_scores
+from xaiclip.masks.roi import load_rois
 from xaiclip.preprocess import Letterbox
 from xaiclip.report.figures import DATA
 from xaiclip.report.picture import (
@@ -22,7 +23,6 @@ from xaiclip.report.picture import (
     Picture,
 )
 from xaiclip.report.sources import Settings
-from xaiclip.roi import load_rois
 
 #: By the palette of the documentation: the organ's place among the organs.
 COLOUR = dict(zip(ORGANS, ("#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7"), strict=True))

@@ -8,7 +8,7 @@ import pytest
 
 import markdown_page
 from table_study import FEW
-from xaiclip.evaluate.schema import EXPLANATIONS, LOCALIZER, SEGMENTER, write_table
+from xaiclip.metrics.schema import EXPLANATIONS, LOCALIZER, SEGMENTER, write_table
 from xaiclip.report.tables import explanations, localizer, segmenter
 from xaiclip.report.tables.data import Table, read_rows
 from xaiclip.report.tables.explanations import table3

@@ -9,9 +9,9 @@ import zipfile
 
 import pytest
 
-from xaiclip import archive
-from xaiclip.archive import extract
 from xaiclip.errors import CaseError, ConfigError
+from xaiclip.published import archive
+from xaiclip.published.archive import extract
 
 FILES = {"a.txt": b"first", "folder/b c ü.txt": b"second" * 1000}
 

@@ -16,7 +16,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 
-from xaiclip.download import Remote
+from compact.clip import VOCABULARY, write_vocabulary
 from xaiclip.errors import ConfigError
 from xaiclip.files import sha256
 from xaiclip.localizer import clip_weights, sources
@@ -27,8 +27,8 @@ from xaiclip.localizer.backbone import (
     fingerprint,
     load_backbone,
 )
-from xaiclip.localizer.compact_clip import VOCABULARY, write_vocabulary
 from xaiclip.localizer.prompts import Prompts
+from xaiclip.published.download import Remote
 
 VISION = {"image_size": 56, "patch_size": 14, "width": 32, "head_width": 16, "layers": 4}
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}

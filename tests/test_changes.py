@@ -4,12 +4,12 @@ import os
 
 import pytest
 
-from xaiclip import checked
-from xaiclip.checked import check_published, remember
 from xaiclip.data.changes import signature
-from xaiclip.download import Remote
 from xaiclip.errors import ConfigError
 from xaiclip.files import sha256
+from xaiclip.published import checked
+from xaiclip.published.checked import check_published, remember
+from xaiclip.published.download import Remote
 
 
 def age(path, seconds):

@@ -12,10 +12,8 @@ import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
-from xaiclip.data.pool import PoolSlice
-from xaiclip.localizer import compact_clip
-from xaiclip.localizer.backbone import BackboneSettings, load_backbone
-from xaiclip.localizer.compact_clip import (
+from compact import clip as compact_clip
+from compact.clip import (
     CONFIG,
     REGIONS,
     VOCABULARY,
@@ -31,6 +29,8 @@ from xaiclip.localizer.compact_clip import (
     train_clip,
     write_vocabulary,
 )
+from compact.pool import PoolSlice
+from xaiclip.localizer.backbone import BackboneSettings, load_backbone
 from xaiclip.preprocess import PreprocessSettings, preprocess
 
 

@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from xaiclip.data import phantom
-from xaiclip.data.pool import PoolSlice, add_volume, load_pool
+from compact import phantom
+from compact import sam as c
+from compact.pool import PoolSlice, add_volume, load_pool
 from xaiclip.errors import ConfigError
 from xaiclip.files import sha256
-from xaiclip.segmenters import compact_sam as c
-from xaiclip.segmenters import loading
-from xaiclip.segmenters.base import Prompts
-from xaiclip.segmenters.compact import CONFIG, build
-from xaiclip.segmenters.decoder import decode_pairs
-from xaiclip.segmenters.sam import SamSegmenter
+from xaiclip.models.segmenters import loading
+from xaiclip.models.segmenters.base import Prompts
+from xaiclip.models.segmenters.compact import CONFIG, build
+from xaiclip.models.segmenters.decoder import decode_pairs
+from xaiclip.models.segmenters.sam import SamSegmenter
 
 TINY = CONFIG | {
     "image_size": 64,

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from xaiclip import config
-from xaiclip.constraints import label_table
+from xaiclip.config.constraints import label_table
 from xaiclip.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from test_backbone import TOKENIZER, small_clip
-from xaiclip.evaluate.cost import Gflops, localizer_cost, measure, networks, segmenter_cost
 from xaiclip.localizer.backbone import Backbone, BackboneSettings, load_backbone
 from xaiclip.localizer.model import SIZE, Localizer, LocalizerSettings, save_localizer
+from xaiclip.metrics.cost import Gflops, localizer_cost, measure, networks, segmenter_cost
 
 ROOT = Path(__file__).parents[1]
 TOKENS, WIDTH, HEADS = 16, 8, 2

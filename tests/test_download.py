@@ -16,10 +16,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from xaiclip import download, parts
-from xaiclip.download import Remote, fetch
 from xaiclip.errors import ConfigError
-from xaiclip.provenance import SCRIPTS
+from xaiclip.published import download, parts
+from xaiclip.published.download import Remote, fetch
+from xaiclip.workflow.provenance import SCRIPTS
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 200_000, np.uint8).tobytes()
 SIZE = len(CONTENT)

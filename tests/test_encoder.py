@@ -11,9 +11,9 @@ from torch import nn
 
 from explain_fakes import LargestTensor
 from xaiclip.errors import ConfigError
-from xaiclip.segmenters import encoder as e
-from xaiclip.segmenters.compact import CONFIG, build
-from xaiclip.segmenters.sam import SamSegmenter
+from xaiclip.models.segmenters import encoder as e
+from xaiclip.models.segmenters.compact import CONFIG, build
+from xaiclip.models.segmenters.sam import SamSegmenter
 
 
 def shaken(model: nn.Module) -> nn.Module:
@@ -109,7 +109,9 @@ def test_the_setting_chooses_the_encoder(monkeypatch) -> None:
     x = torch.rand(1, 3, 256, 256)
     fast, stock = (SamSegmenter(sam, "one", attention=name) for name in ("fast", "stock"))
     torch.testing.assert_close(fast.encode(x), stock.encode(x), atol=1e-5, rtol=1e-5)
-    monkeypatch.setattr("xaiclip.segmenters.sam.encode_images", lambda *_: torch.full((1,), 7.0))
+    monkeypatch.setattr(
+        "xaiclip.models.segmenters.sam.encode_images", lambda *_: torch.full((1,), 7.0)
+    )
     assert fast.encode(x).tolist() == [7]
     assert stock.encode(x).shape == (1, 128, 16, 16)
     with pytest.raises(ConfigError, match="attention 'flash'"):

@@ -9,7 +9,7 @@ from explain_fakes import BOXES, ORGANS, PROMPTS, FakeSegmenter, LargestTensor, 
 from xaiclip.explain.engine import PHASES, BatchSize, fill_image, score, segment
 from xaiclip.explain.plan import SuperpixelPlan, WindowPlan
 from xaiclip.explain.values import VALUES, soft_dice
-from xaiclip.segmenters.base import Prompts, Segmenter
+from xaiclip.models.segmenters.base import Prompts, Segmenter
 
 MODEL = FakeSegmenter()
 INPUTS = MODEL.prepare(picture())

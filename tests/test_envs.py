@@ -12,8 +12,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from xaiclip.catalogue import DATASETS
-from xaiclip.provenance import SCRIPTS, executed, imported_files
+from xaiclip.published.catalogue import DATASETS
+from xaiclip.workflow.provenance import SCRIPTS, executed, imported_files
 
 ROOT = Path(__file__).parents[1]
 ENVS = ROOT / "envs"

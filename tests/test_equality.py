@@ -15,8 +15,8 @@ from xaiclip.explain.attribution import to_canonical_image
 from xaiclip.explain.engine import fill_image, score, segment
 from xaiclip.explain.plan import Context, SuperpixelPlan
 from xaiclip.explain.values import VALUES, soft_dice
-from xaiclip.segmenters.loading import load_compact, load_segmenter
-from xaiclip.segmenters.sam import SamSegmenter
+from xaiclip.models.segmenters.loading import load_compact, load_segmenter
+from xaiclip.models.segmenters.sam import SamSegmenter
 
 
 def compact() -> SamSegmenter:

@@ -15,9 +15,9 @@ from xaiclip.data.slices import load_slices
 from xaiclip.explain.attribution import to_canonical_mask
 from xaiclip.explain.engine import segment
 from xaiclip.explain.store import load_scores
-from xaiclip.roi import load_rois
-from xaiclip.segmenters.base import Prompts
-from xaiclip.segmenters.loading import load_segmenter
+from xaiclip.masks.roi import load_rois
+from xaiclip.models.segmenters.base import Prompts
+from xaiclip.models.segmenters.loading import load_segmenter
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 RUN = """

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from xaiclip.evaluate.explanation import (
+from xaiclip.metrics.explanation import (
     area_matched,
     fidelity,
     localization,
@@ -16,7 +16,7 @@ from xaiclip.evaluate.explanation import (
     top_fraction,
     top_pixels,
 )
-from xaiclip.evaluate.schema import EXPLANATIONS
+from xaiclip.metrics.schema import EXPLANATIONS
 
 NAN = math.nan
 

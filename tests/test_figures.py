@@ -15,9 +15,9 @@ from skimage.color import rgb2lab
 import table_study
 from figure_study import BATCH, CLASSES, drawn_slice, make_study
 from xaiclip.errors import CaseError, Skip
-from xaiclip.evaluate.schema import EXPLANATIONS, write_table
 from xaiclip.explain.attribution import load_attributions
 from xaiclip.explain.store import load_scores
+from xaiclip.metrics.schema import EXPLANATIONS, write_table
 from xaiclip.report import colours, figures_stages, sources, style
 from xaiclip.report.figures import DATA, FIGURES, draw
 from xaiclip.report.picture import ColourBar, Entry, Note, Panel, Picture, Words

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from xaiclip import files
 from xaiclip.errors import ConfigError, StorageError
-from xaiclip.evaluate.schema import EXPLANATIONS, write_table
+from xaiclip.metrics.schema import EXPLANATIONS, write_table
 
 
 def test_arrays_come_back_with_names_types_and_meta(tmp_path):

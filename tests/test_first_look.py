@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from xaiclip.data.phantom import PhantomSettings, generate, write
+from compact.phantom import PhantomSettings, generate, write
 from xaiclip.data.slices import load_slices
 
 ROOT = Path(__file__).parents[1]

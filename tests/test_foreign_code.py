@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 
 import test_backbone as small
 from test_backbone import COMMIT, TEXT, VISION, small_clip, write_biomed, write_folder
-from xaiclip import catalogue
 from xaiclip.errors import ConfigError
 from xaiclip.localizer import sources
 from xaiclip.localizer.backbone import Backbone, BackboneSettings, load_backbone
@@ -33,6 +32,7 @@ from xaiclip.localizer.model import (
     load_localizer,
     save_localizer,
 )
+from xaiclip.published import catalogue
 
 MODEL = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
 

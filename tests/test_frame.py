@@ -8,12 +8,12 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 
 from test_segmenters import tiny
-from xaiclip.segmenters import sam as sam_module
-from xaiclip.segmenters.base import Prompts, to_mask
-from xaiclip.segmenters.fixed import FixedClassSegmenter
-from xaiclip.segmenters.frame import cut, extent, pad
-from xaiclip.segmenters.predict import segment_slice
-from xaiclip.segmenters.sam import SamSegmenter, fit_input
+from xaiclip.models.segmenters import sam as sam_module
+from xaiclip.models.segmenters.base import Prompts, to_mask
+from xaiclip.models.segmenters.fixed import FixedClassSegmenter
+from xaiclip.models.segmenters.frame import cut, extent, pad
+from xaiclip.models.segmenters.predict import segment_slice
+from xaiclip.models.segmenters.sam import SamSegmenter, fit_input
 
 SHAPES = [(90, 63), (47, 120), (101, 80)]  # odd, higher than wide and the reverse
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from xaiclip.data import phantom
+from compact import phantom
 from xaiclip.data.grey_values import implausible
 
 ORGANS = (1, 2, 3, 4, 13)

@@ -289,7 +289,9 @@ def models(monkeypatch):
 
     monkeypatch.setattr("xaiclip.localizer.model.load_localizer", lambda *_: Localizer())
     monkeypatch.setattr("xaiclip.localizer.model.predict", lambda *_: maps)
-    monkeypatch.setattr("xaiclip.segmenters.loading.load_segmenter", lambda *_: FakeSegmenter(64))
+    monkeypatch.setattr(
+        "xaiclip.models.segmenters.loading.load_segmenter", lambda *_: FakeSegmenter(64)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -335,13 +337,13 @@ PLANTED = {
     "slices": ("xaiclip.data.slices.read_volume", lambda _, path, *__: path.name.startswith("bad")),
     "preprocess": ("xaiclip.preprocess.preprocess", nth(2)),
     "localize": ("xaiclip.localizer.model.predict", nth(2)),
-    "roi": ("xaiclip.roi.rois_of", lambda _, item, *__: item.case == "bad"),
-    "segment": ("xaiclip.segmenters.predict.segment_slice", nth(4)),  # two calls a slice
+    "roi": ("xaiclip.masks.roi.rois_of", lambda _, item, *__: item.case == "bad"),
+    "segment": ("xaiclip.models.segmenters.predict.segment_slice", nth(4)),  # two calls a slice
     "score": ("xaiclip.explain.runner.score_slice", lambda _, __, one, *___: one.case == "bad"),
     "attribute": ("xaiclip.explain.runner.attribute_slice", nth(2)),
     "maps": ("xaiclip.data.slices.restore_slices", lambda _, __, item: item.case == "bad"),
-    "evaluate_localizer": ("xaiclip.evaluate.localization.localizer_scores", nth(2)),
-    "evaluate_segmenter": ("xaiclip.evaluate.overlap.surface_distances", nth(5, 6, 7, 8)),
+    "evaluate_localizer": ("xaiclip.metrics.localization.localizer_scores", nth(2)),
+    "evaluate_segmenter": ("xaiclip.metrics.overlap.surface_distances", nth(5, 6, 7, 8)),
 }
 
 
@@ -451,7 +453,11 @@ def test_an_interrupt_ends_the_job(study, monkeypatch, stage):
             "xaiclip.localizer.model.predict",
             "The localizer fails on a plain test image",
         ),
-        ("segment", "xaiclip.segmenters.predict.segment_slice", "The segmenter fails on a plain"),
+        (
+            "segment",
+            "xaiclip.models.segmenters.predict.segment_slice",
+            "The segmenter fails on a plain",
+        ),
         ("score", "xaiclip.explain.engine.segment", "The segmenter under 'occlusion' fails on a"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xaiclip.lease import VISIBLE, gpus, leased_gpu
+from xaiclip.workflow.lease import VISIBLE, gpus, leased_gpu
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -35,7 +35,7 @@ def machine(tmp_path, monkeypatch):
 
 HOLD = """
 import sys
-from xaiclip.lease import leased_gpu
+from xaiclip.workflow.lease import leased_gpu
 with leased_gpu() as gpu:
     print(gpu, flush=True)
     sys.stdin.read()

@@ -7,8 +7,8 @@ import pytest
 
 from explain_fakes import context, picture, table
 from xaiclip.config import default_config, leaves, load_schema
+from xaiclip.masks.roi import RoiSettings, roi_mask
 from xaiclip.preprocess import Letterbox, PreprocessSettings, enhance
-from xaiclip.roi import RoiSettings, roi_mask
 
 LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 SMALL = {

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from xaiclip.evaluate.localization import PooledAuc, localizer_scores
+from xaiclip.metrics.localization import PooledAuc, localizer_scores
 
 CLASSES = ["background", "liver", "spleen"]
 

@@ -6,8 +6,8 @@ import torch
 from segment_anything import sam_model_registry
 
 from xaiclip.explain.runner import Run, Target, score_slice
-from xaiclip.segmenters.loading import load_segmenter
-from xaiclip.segmenters.sam import SamSegmenter
+from xaiclip.models.segmenters.loading import load_segmenter
+from xaiclip.models.segmenters.sam import SamSegmenter
 
 BOX = (200.0, 300.0, 700.0, 800.0)
 

@@ -16,7 +16,7 @@ from scipy import stats
 import table_study as study
 from figure_study import write_history
 from xaiclip.errors import CaseError
-from xaiclip.evaluate.schema import EXPLANATIONS, write_table
+from xaiclip.metrics.schema import EXPLANATIONS, write_table
 from xaiclip.report import style
 from xaiclip.report.curves import training_curves
 from xaiclip.report.figures import FIGURES, draw

@@ -16,7 +16,7 @@ from xaiclip.explain.attribution import to_canonical_mask
 from xaiclip.explain.plan import WindowPlan
 from xaiclip.explain.runner import Run, Target, attribute_slice, score_slice
 from xaiclip.explain.store import load_scores, save_frame, save_scores, score_frame
-from xaiclip.segmenters.base import Prompts
+from xaiclip.models.segmenters.base import Prompts
 
 SHAPE = (160, 140)
 MODEL = FakeSegmenter()

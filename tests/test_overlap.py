@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from monai.metrics import DiceMetric, MeanIoU, compute_average_surface_distance
 from monai.metrics import compute_hausdorff_distance as monai_hausdorff
 
-from xaiclip.evaluate.overlap import dice, iou, surface_distances
+from xaiclip.metrics.overlap import dice, iou, surface_distances
 
 MASKS = arrays(bool, (9, 7))
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from xaiclip.config.overlays import check_file
 from xaiclip.errors import ConfigError
-from xaiclip.overlays import check_file
 
 DOUBLE = [
     ("data: {sheet: a}\nseed: 1\ndata: {source: sheet}\n", "data", 3, 1),

@@ -12,13 +12,13 @@ from explain_fakes import picture
 from xaiclip.config import complete
 from xaiclip.errors import ConfigError
 from xaiclip.explain.runner import Run, Target, attribute_slice, score_slice
-from xaiclip.provenance import code_hash
-from xaiclip.segmenters.base import Prompts, Segmenter
-from xaiclip.segmenters.fixed import FixedClassSegmenter
-from xaiclip.segmenters.frame import cut
-from xaiclip.segmenters.loading import load_segmenter
-from xaiclip.segmenters.predict import segment_slice
-from xaiclip.segmenters.sam import SamSegmenter
+from xaiclip.models.segmenters.base import Prompts, Segmenter
+from xaiclip.models.segmenters.fixed import FixedClassSegmenter
+from xaiclip.models.segmenters.frame import cut
+from xaiclip.models.segmenters.loading import load_segmenter
+from xaiclip.models.segmenters.predict import segment_slice
+from xaiclip.models.segmenters.sam import SamSegmenter
+from xaiclip.workflow.provenance import code_hash
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "docs" / "examples"

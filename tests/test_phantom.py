@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from xaiclip.data.phantom import ORGANS, PhantomSettings, PhantomVolume, generate, write
+from compact.phantom import ORGANS, PhantomSettings, PhantomVolume, generate, write
 
 SMALL = PhantomSettings(
     spacing=(4.0, 4.0), thickness=(6.0, 6.0), slices=(14, 16), missing={}, truncated=0.0

@@ -14,8 +14,8 @@ from xaiclip.explain.attribution import to_canonical_image, to_canonical_mask, t
 from xaiclip.explain.engine import score
 from xaiclip.explain.plan import CellPlan, SuperpixelPlan, WindowPlan, nearest
 from xaiclip.explain.runner import Run, Target, attribute_slice, score_slice
-from xaiclip.segmenters.base import Prompts, to_mask
-from xaiclip.segmenters.frame import cut, extent, pad
+from xaiclip.models.segmenters.base import Prompts, to_mask
+from xaiclip.models.segmenters.frame import cut, extent, pad
 
 SHAPES = [(96, 128), (101, 76), (512, 300), (700, 613)]
 

@@ -6,8 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from xaiclip.data import phantom
-from xaiclip.data.pool import MR_WHITE, add_volume, build_pool, load_pool, modalities
+from compact import phantom
+from compact.pool import MR_WHITE, add_volume, build_pool, load_pool, modalities
 from xaiclip.errors import ConfigError
 
 SMALL = phantom.PhantomSettings(spacing=(6.0, 7.0), thickness=(12.0, 14.0), slices=(8, 9))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from xaiclip import prechecks
+from xaiclip.config import prechecks
+from xaiclip.config.prechecks import check_backbone, check_factory, check_file, check_phantom
 from xaiclip.errors import ConfigError
-from xaiclip.prechecks import check_backbone, check_factory, check_file, check_phantom
 
 ROOT = Path(__file__).parents[1]
 COMPACT = ROOT / "resources" / "compact"

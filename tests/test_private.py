@@ -22,8 +22,8 @@ import pytest
 import yaml
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from compact import phantom
 from test_workflow import planned, snakemake
-from xaiclip.data import phantom
 from xaiclip.localizer.backbone import BackboneSettings, load_backbone
 from xaiclip.localizer.model import Localizer, save_localizer
 from xaiclip.organs import SIX_CLASSES
@@ -36,7 +36,7 @@ SECRETS = ("doe_jane", "doe^jane", "doe jane", "19700101", "mrn0815", SERIES)
 
 #: Takes every slice but one with a bright border, and tells the world whose it is.
 SEGMENTER = """
-from xaiclip.segmenters.loading import load_segmenter
+from xaiclip.models.segmenters.loading import load_segmenter
 
 def make(device, precision):
     model = load_segmenter({{"model": "compact"}}, str(device), precision)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from xaiclip.provenance import SCRIPTS, code_hash, imported_files
+from xaiclip.workflow.provenance import SCRIPTS, code_hash, imported_files
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_the_hash_does_not_hang_on_the_process(tree):
     """Sets are walked in another order in each process."""
     program = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[1])\n"
-        "from xaiclip.provenance import code_hash\n"
+        "from xaiclip.workflow.provenance import code_hash\n"
         "print(code_hash('run.py', root=pathlib.Path(sys.argv[2])))"
     )
     found = {
@@ -144,13 +144,13 @@ def test_the_hash_does_not_hang_on_the_process(tree):
 @pytest.mark.parametrize(
     ("script", "module"),
     [
-        ("score.py", "xaiclip/segmenters/frame.py"),
-        ("score.py", "xaiclip/segmenters/decoder.py"),
+        ("score.py", "xaiclip/models/segmenters/frame.py"),
+        ("score.py", "xaiclip/models/segmenters/decoder.py"),
         ("roi.py", "xaiclip/preprocess.py"),
         ("train_localizer.py", "xaiclip/localizer/prompts.py"),
         ("localize.py", "xaiclip/localizer/backbone.py"),
         ("slices.py", "xaiclip/data/nifti.py"),
-        ("segment.py", "xaiclip/segmenters/base.py"),
+        ("segment.py", "xaiclip/models/segmenters/base.py"),
     ],
 )
 def test_the_modules_behind_a_script(script, module):

@@ -252,7 +252,7 @@ def importers(module):
     return {path.stem for path in reached if path.parent.name == "scripts"}
 
 
-MODULES = ["xaiclip.preprocess", "xaiclip.evaluate.schema", "xaiclip.report.tables.data"]
+MODULES = ["xaiclip.preprocess", "xaiclip.metrics.schema", "xaiclip.report.tables.data"]
 
 
 def test_a_module_reruns_the_rules_whose_scripts_import_it(study, answers, clone):

@@ -10,9 +10,17 @@ from scipy import ndimage
 from xaiclip.data.geometry import Geometry
 from xaiclip.data.slices import Slice
 from xaiclip.errors import Skip
+from xaiclip.masks.roi import (
+    RoiSettings,
+    body_mask,
+    box_of,
+    load_rois,
+    roi_mask,
+    rois_of,
+    save_rois,
+)
 from xaiclip.organs import SIX_CLASSES
 from xaiclip.preprocess import Letterbox
-from xaiclip.roi import RoiSettings, body_mask, box_of, load_rois, roi_mask, rois_of, save_rois
 
 SHAPE = (90, 120)
 LETTERBOX = Letterbox.fit(SHAPE, 224)

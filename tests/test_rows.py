@@ -6,12 +6,12 @@ import pytest
 from xaiclip.data.geometry import Geometry
 from xaiclip.data.slices import Slice
 from xaiclip.errors import Skip
-from xaiclip.evaluate.rows import explanation_rows, unreached
-from xaiclip.evaluate.schema import EXPLANATIONS
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.explain.engine import ScoreTable
 from xaiclip.explain.plan import Context, WindowPlan
 from xaiclip.explain.store import SliceScores
+from xaiclip.metrics.rows import explanation_rows, unreached
+from xaiclip.metrics.schema import EXPLANATIONS
 
 #: As in a config: not by the alphabet. What is explained is a part of it, in the same order.
 ORGANS = ["spleen", "liver", "pancreas"]

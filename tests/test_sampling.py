@@ -10,12 +10,12 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from explain_fakes import FakeSegmenter, context, picture, table
 from xaiclip.errors import CaseError
-from xaiclip.evaluate.savings import replay, savings, shortened, summarise
 from xaiclip.explain import lime, occlusion, rise
 from xaiclip.explain.plan import overlap
 from xaiclip.explain.runner import Run, Target, attribute_slice, score_slice
 from xaiclip.explain.surface import surface
 from xaiclip.explain.uncertainty import block_size, grouped, reliability, split_half, summary
+from xaiclip.metrics.savings import replay, savings, shortened, summarise
 
 SMALL = {"window": 64, "stride": 64}
 

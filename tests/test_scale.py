@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from xaiclip.evaluate.schema import EXPLANATIONS, concat_tables
+from xaiclip.metrics.schema import EXPLANATIONS, concat_tables
 from xaiclip.report.tables.data import read_rows
 from xaiclip.report.tables.explanations import COLUMNS, table3
 from xaiclip.report.tables.variants import table3_variants

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import table_study
-from xaiclip.evaluate.schema import (
+from xaiclip.metrics.schema import (
     EXPLANATIONS,
     LOCALIZER,
     SEGMENTER,
@@ -55,7 +55,7 @@ def test_unknown_columns_are_refused_and_leave_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("most", [1, 40, 10**6], ids=["a case", "some cases", "all"])
 def test_concat_is_sorted_whatever_the_batches(tmp_path: Path, monkeypatch: Any, most: int) -> None:
     for name, value in {"_ROW_GROUP": 7, "_RANGE": most, "_DEALT": 30}.items():
-        monkeypatch.setattr(f"xaiclip.evaluate.schema.{name}", value)
+        monkeypatch.setattr(f"xaiclip.metrics.schema.{name}", value)
     some = [row for row in table_study.explanation_rows() if row["case"] in ("abe", "kim")]
     some = [row for row in some if row["method"] == "lime"]
     rows = [*some, {"case": "zed", "skipped": "no organ"}]

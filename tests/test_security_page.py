@@ -22,8 +22,9 @@ def test_every_row_names_its_test():
 
 
 def test_the_limits_are_the_codes():
-    from xaiclip import download, weights
+    from xaiclip import weights
     from xaiclip.localizer.clip_weights import openai_checksums
+    from xaiclip.published import download
 
     assert f"under {download.SLOWEST} bytes a second" in PAGE
     assert f"{weights.MAX_BYTES >> 30} GiB at most" in PAGE

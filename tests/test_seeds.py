@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
+from compact import phantom
 from xaiclip.config import complete
-from xaiclip.data import phantom
 from xaiclip.seeds import derived
 
 CONFIG = Path(__file__).parents[1] / "config"

@@ -26,12 +26,12 @@ from segment_anything.modeling import (
 from torch import nn
 
 from xaiclip.errors import ConfigError
-from xaiclip.segmenters import loading
-from xaiclip.segmenters.base import Prompts, Segmenter, to_mask
-from xaiclip.segmenters.decoder import box_masks, decode_pairs
-from xaiclip.segmenters.encoder import encode_images
-from xaiclip.segmenters.predict import segment_slice
-from xaiclip.segmenters.sam import SamSegmenter, fit_input
+from xaiclip.models.segmenters import loading
+from xaiclip.models.segmenters.base import Prompts, Segmenter, to_mask
+from xaiclip.models.segmenters.decoder import box_masks, decode_pairs
+from xaiclip.models.segmenters.encoder import encode_images
+from xaiclip.models.segmenters.predict import segment_slice
+from xaiclip.models.segmenters.sam import SamSegmenter, fit_input
 
 
 def tiny(patch: int = 16) -> Sam:

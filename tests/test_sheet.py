@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from xaiclip.config.names import NAME
 from xaiclip.data import sheet as sheet_module
 from xaiclip.data.sheet import Case, read_sheet
 from xaiclip.errors import ConfigError
-from xaiclip.names import NAME
 
 HEADER = "case\timage\tlabel\tmodality\tsplit"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from xaiclip.files import TEMPORARY
-from xaiclip.stale import remove_files, stale_files
+from xaiclip.workflow.stale import remove_files, stale_files
 
 ROOT = Path(__file__).parents[1]
 WANTED = [

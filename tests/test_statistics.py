@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from xaiclip.evaluate.statistics import (
+from xaiclip.metrics.statistics import (
     Bootstrap,
     _counts,
     bootstrap_mean,
@@ -19,7 +19,7 @@ from xaiclip.evaluate.statistics import (
 
 @pytest.mark.parametrize("block", [10, 2_000_000])
 def test_bootstrap_equals_scipy(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xaiclip.evaluate.statistics._BLOCK", block)
+    monkeypatch.setattr("xaiclip.metrics.statistics._BLOCK", block)
     _counts.cache_clear()
     data = np.random.default_rng(3).normal(0.7, 0.1, 12)
     ours = bootstrap_mean(data, Bootstrap(seed=5, resamples=2000, confidence=0.9))

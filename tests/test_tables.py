@@ -24,7 +24,7 @@ from table_cells import (
 from table_study import SHOWN, gain_of, mean_of
 from test_paper import PRINTED2
 from xaiclip.errors import Skip
-from xaiclip.evaluate.schema import EXPLANATIONS, LOCALIZER, SEGMENTER
+from xaiclip.metrics.schema import EXPLANATIONS, LOCALIZER, SEGMENTER
 from xaiclip.report.markdown import pipe_table
 from xaiclip.report.tables.data import write
 from xaiclip.report.tables.left_out import read_skips

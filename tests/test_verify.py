@@ -9,7 +9,7 @@ import pytest
 
 from xaiclip.data.footprint import checksum
 from xaiclip.files import save_arrays, sha256
-from xaiclip.verify import AGAIN, checked_sums, compared
+from xaiclip.workflow.verify import AGAIN, checked_sums, compared
 
 
 def make(folder):

@@ -12,8 +12,8 @@ import pytest
 from xaiclip.data.geometry import Geometry
 from xaiclip.data.slices import Slice, save_slices
 from xaiclip.errors import Caution, Skip
-from xaiclip.evaluate.schema import SEGMENTER, write_table
 from xaiclip.files import save_arrays
+from xaiclip.metrics.schema import SEGMENTER, write_table
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

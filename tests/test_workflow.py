@@ -254,7 +254,7 @@ def test_a_wrong_config_stops_before_the_first_job(tmp_path, config, words):
 
 OWN_SEGMENTER = """
 import os
-from xaiclip.segmenters.loading import load_segmenter
+from xaiclip.models.segmenters.loading import load_segmenter
 
 def make(checkpoint, device, precision):
     with open({loads!r}, "a") as stream:

@@ -2,8 +2,8 @@
 
 from monai.networks.nets.unet import UNet
 
-from xaiclip.segmenters.fixed import FixedClassSegmenter
-from xaiclip.segmenters.loading import load_weights
+from xaiclip.models.segmenters.fixed import FixedClassSegmenter
+from xaiclip.models.segmenters.loading import load_weights
 
 ORGANS = {"liver": 1, "right kidney": 2, "left kidney": 3, "spleen": 4, "pancreas": 5}
 

@@ -22,11 +22,11 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from xaiclip.archive import extract
 from xaiclip.data.dicom import read_slices
 from xaiclip.data.volumes import write_volume
 from xaiclip.errors import CaseError
 from xaiclip.organs import FLARE22
+from xaiclip.published.archive import extract
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import re
 import tempfile
 from pathlib import Path
 
-from xaiclip.archive import extract
 from xaiclip.data.volumes import read_volume, write_volume
 from xaiclip.errors import CaseError
+from xaiclip.published.archive import extract
 
 
 def prepare(case: str, source: Path, image: Path, label: Path | None) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from xaiclip.config.names import MAX_NAME, NAME, check_path
 from xaiclip.data.changes import twins
 from xaiclip.errors import ConfigError
 from xaiclip.files import write_text
-from xaiclip.names import MAX_NAME, NAME, check_path
 
 REQUIRED = ("case", "image", "label", "modality", "split")
 OPTIONAL = ("batch",)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from xaiclip.device import out_of_memory
 from xaiclip.explain.attribution import GRID
 from xaiclip.explain.values import THRESHOLD, VALUES
-from xaiclip.segmenters.base import decode, to_mask
+from xaiclip.models.segmenters.base import decode, to_mask
 
 if TYPE_CHECKING:
     from xaiclip.explain.plan import Plan
-    from xaiclip.segmenters.base import Prompts, Segmenter
+    from xaiclip.models.segmenters.base import Prompts, Segmenter
 
 #: Where the time of an explanation goes; value functions count as decoding.
 PHASES = ("perturb", "encode", "decode", "aggregate")

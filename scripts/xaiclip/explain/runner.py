@@ -21,12 +21,12 @@ from xaiclip.explain.attribution import Attribution, to_canonical_image, to_cano
 from xaiclip.explain.plan import Context
 from xaiclip.explain.store import SliceScores
 from xaiclip.explain.values import explained
-from xaiclip.segmenters.base import Prompts
-from xaiclip.segmenters.predict import plain_slice
+from xaiclip.models.segmenters.base import Prompts
+from xaiclip.models.segmenters.predict import plain_slice
 
 if TYPE_CHECKING:
     from xaiclip.explain.engine import ScoreTable
-    from xaiclip.segmenters.base import Segmenter
+    from xaiclip.models.segmenters.base import Segmenter
 
 STAGE = "explain"
 

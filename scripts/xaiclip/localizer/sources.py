@@ -16,13 +16,13 @@ import open_clip
 from open_clip.pretrained import download_pretrained_from_url, get_pretrained_cfg
 from transformers.utils.hub import snapshot_download  # type: ignore[attr-defined]
 
-from xaiclip.catalogue import HUB, pinned, revision_of
-from xaiclip.download import Remote, fetch
 from xaiclip.errors import ConfigError
 from xaiclip.files import verify
 from xaiclip.localizer.clip_config import ClipConfig
 from xaiclip.localizer.clip_weights import NAMES, SUFFIXES, openai_checksums
 from xaiclip.localizer.text_files import SETTINGS, WORDS
+from xaiclip.published.catalogue import HUB, pinned, revision_of
+from xaiclip.published.download import Remote, fetch
 from xaiclip.weights import check_sums, is_torchscript
 
 CONFIG = "open_clip_config.json"

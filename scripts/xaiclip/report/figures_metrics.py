@@ -16,7 +16,7 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from xaiclip.errors import CaseError
-from xaiclip.evaluate.statistics import Estimate, bootstrap_mean, case_means
+from xaiclip.metrics.statistics import Estimate, bootstrap_mean, case_means
 from xaiclip.report import colours, style
 from xaiclip.report.sources import Settings, Sources
 from xaiclip.report.words import plain

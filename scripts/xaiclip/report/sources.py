@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from xaiclip.data.slices import Slice, load_slices
 from xaiclip.errors import CaseError
 from xaiclip.explain.attribution import Attribution
+from xaiclip.masks.roi import Roi, load_rois
 from xaiclip.organs import organs_of
 from xaiclip.preprocess import Letterbox
-from xaiclip.roi import Roi, load_rois
 
 #: Files by their folder below ``results/{run}/``, for example ``scores/lime/roi``.
 Sources = Mapping[str, Path]

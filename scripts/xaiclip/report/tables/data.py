@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xaiclip.evaluate.statistics import Comparison, Estimate
 from xaiclip.files import write_text
+from xaiclip.metrics.statistics import Comparison, Estimate
 from xaiclip.organs import SIX_CLASSES
 from xaiclip.report import paper
 

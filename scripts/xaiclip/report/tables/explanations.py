@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from xaiclip.errors import Skip
-from xaiclip.evaluate.statistics import (
+from xaiclip.metrics.statistics import (
     Bootstrap,
     Comparison,
     Estimate,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from xaiclip.evaluate.statistics import MIN_DIFFERENCES
+from xaiclip.metrics.statistics import MIN_DIFFERENCES
 from xaiclip.report.markdown import EMPTY, pipe
 from xaiclip.report.tables.data import Measure
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from xaiclip.errors import Skip
-from xaiclip.evaluate.statistics import Bootstrap, Estimate, bootstrap_mean, case_means, compare
+from xaiclip.metrics.statistics import Bootstrap, Estimate, bootstrap_mean, case_means, compare
 from xaiclip.organs import BACKGROUND, SIX_CLASSES
 from xaiclip.report import paper
 from xaiclip.report.markdown import bullets, join

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from xaiclip.errors import Skip
-from xaiclip.evaluate.statistics import Bootstrap, bootstrap_mean, case_means
+from xaiclip.metrics.statistics import Bootstrap, bootstrap_mean, case_means
 from xaiclip.report.markdown import bullets, join
 from xaiclip.report.tables.data import Measure, Table, in_order, keys, record, tidy
 from xaiclip.report.tables.layout import Column, intro, lay_out, notes_on_n

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from xaiclip.errors import Skip
-from xaiclip.evaluate.statistics import Bootstrap
+from xaiclip.metrics.statistics import Bootstrap
 from xaiclip.report.markdown import EMPTY, join
 from xaiclip.report.tables.data import Table, keys, record, tidy
 from xaiclip.report.tables.explanations import (

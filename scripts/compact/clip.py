@@ -35,7 +35,7 @@ from open_clip.tokenizer import SimpleTokenizer, default_bpe
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xaiclip.data.pool import PoolSlice, load_pool
+from compact.pool import PoolSlice, load_pool
 from xaiclip.device import autocast, choose_device
 from xaiclip.files import atomic, write_json
 from xaiclip.organs import BACKGROUND, FLARE22

@@ -16,7 +16,7 @@ from typing import Any
 
 from xaiclip.errors import ConfigError
 from xaiclip.files import check_writable, impostor, verify
-from xaiclip.parts import Part, held_part, open_url
+from xaiclip.published.parts import Part, held_part, open_url
 
 log = logging.getLogger(__name__)
 

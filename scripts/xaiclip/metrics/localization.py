@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from xaiclip.evaluate.overlap import dice
+from xaiclip.metrics.overlap import dice
 
 #: Label of a pixel that nobody has labelled; it counts nowhere.
 IGNORE = 255

@@ -16,7 +16,7 @@ from xaiclip.errors import ConfigError
 from xaiclip.files import files_sha256, load_arrays, sha256
 from xaiclip.privacy import PRIVATE, STUDY, private_files
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 #: What is made without a model: it can be made again in minutes. Patterns below the run's folder.
 AGAIN = (
     *("slices/*.npz", "slices/*.json", "preprocessed/test-*.npz", "roi/*.npz"),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from xaiclip.evaluate.overlap import Mask, dice, iou
+from xaiclip.metrics.overlap import Mask, dice, iou
 
 Map = NDArray[np.floating]
 _NAN = float("nan")

@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from xaiclip.data import phantom
+from compact import phantom
 from xaiclip.errors import ConfigError
 from xaiclip.files import load_arrays, save_arrays
 

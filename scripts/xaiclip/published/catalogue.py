@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from xaiclip.download import Remote
 from xaiclip.errors import ConfigError
+from xaiclip.published.download import Remote
 
 _META_AI = "https://dl.fbaipublicfiles.com/segment_anything/"
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from xaiclip.device import PRECISIONS, autocast
 from xaiclip.errors import ConfigError
-from xaiclip.segmenters.base import Prompts
-from xaiclip.segmenters.decoder import decode_pairs
-from xaiclip.segmenters.encoder import encode_images
-from xaiclip.segmenters.frame import cut, extent, pad
+from xaiclip.models.segmenters.base import Prompts
+from xaiclip.models.segmenters.decoder import decode_pairs
+from xaiclip.models.segmenters.encoder import encode_images
+from xaiclip.models.segmenters.frame import cut, extent, pad
 
 
 def fit_input(image: NDArray[np.uint8], size: int) -> Tensor:

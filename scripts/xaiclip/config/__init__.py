@@ -17,11 +17,11 @@ from typing import Any
 
 import jsonschema
 
-from xaiclip.constraints import check_together
+from xaiclip.config.constraints import check_together
+from xaiclip.config.names import check_text
 from xaiclip.errors import ConfigError
-from xaiclip.names import check_text
 
-SCHEMA_PATH = Path(__file__).parents[2] / "config" / "schema.json"
+SCHEMA_PATH = Path(__file__).parents[3] / "config" / "schema.json"
 
 
 def load_schema(path: Path = SCHEMA_PATH) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from xaiclip.catalogue import WEIGHTS
+from xaiclip.config.names import check_class, check_distinct, check_path
 from xaiclip.errors import ConfigError
-from xaiclip.names import check_class, check_distinct, check_path
 from xaiclip.organs import BACKGROUND, FLARE22, organs_of
+from xaiclip.published.catalogue import WEIGHTS
 
 Config = Mapping[str, Any]
 
-_METHODS = Path(__file__).parent / "explain"
+_METHODS = Path(__file__).parents[1] / "explain"
 #: Side of the grid that explanations are made on, in pixels.
 _GRID = 512
 #: More windows would each differ from the next by a hair, and take days.

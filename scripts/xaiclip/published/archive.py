@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from xaiclip.download import check_space
 from xaiclip.errors import CaseError, ConfigError
 from xaiclip.files import atomic, check_kind
+from xaiclip.published.download import check_space
 
 #: Largest content of an archive, and by how much it may exceed the archive.
 MAX_BYTES = 1 << 40

@@ -8,9 +8,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from xaiclip.download import Remote
 from xaiclip.errors import ConfigError
 from xaiclip.files import verify, write_json
+from xaiclip.published.download import Remote
 
 
 def check_published(path: str | os.PathLike[str], remote: Remote, memory: Path) -> None:

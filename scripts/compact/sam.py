@@ -26,14 +26,14 @@ from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from xaiclip.data.pool import MR_WHITE, PoolSlice, load_pool
+from compact.pool import MR_WHITE, PoolSlice, load_pool
 from xaiclip.device import autocast, choose_device, choose_precision
 from xaiclip.files import atomic, write_json
+from xaiclip.models.segmenters.base import Prompts, to_mask
+from xaiclip.models.segmenters.compact import CONFIG, build
+from xaiclip.models.segmenters.decoder import box_masks, decode_pairs
+from xaiclip.models.segmenters.sam import SamSegmenter
 from xaiclip.organs import FLARE22, SIX_CLASSES, organs_of
-from xaiclip.segmenters.base import Prompts, to_mask
-from xaiclip.segmenters.compact import CONFIG, build
-from xaiclip.segmenters.decoder import box_masks, decode_pairs
-from xaiclip.segmenters.sam import SamSegmenter
 
 log = logging.getLogger(__name__)
 

@@ -13,21 +13,21 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 from torch import nn
 
-from xaiclip.catalogue import WEIGHTS
 from xaiclip.device import choose_device, choose_precision
 from xaiclip.errors import ConfigError
 from xaiclip.files import digest, verify
+from xaiclip.models.segmenters.base import Segmenter
+from xaiclip.models.segmenters.compact import CONFIG, build
+from xaiclip.models.segmenters.own import call_factory
+from xaiclip.models.segmenters.sam import SamSegmenter
 from xaiclip.plain import check_keys, read_json
-from xaiclip.segmenters.base import Segmenter
-from xaiclip.segmenters.compact import CONFIG, build
-from xaiclip.segmenters.own import call_factory
-from xaiclip.segmenters.sam import SamSegmenter
+from xaiclip.published.catalogue import WEIGHTS
 from xaiclip.weights import check_size, check_sums, check_weights, fill, read_weights
 
 log = logging.getLogger(__name__)
 
 #: The shipped weights.
-COMPACT = Path(__file__).parents[3] / "resources" / "compact"
+COMPACT = Path(__file__).parents[4] / "resources" / "compact"
 
 #: Model name → builder of the untrained Sam. MedSAM is SAM's ViT-B with other weights.
 BUILDERS: dict[str, Callable[[], Sam]] = {

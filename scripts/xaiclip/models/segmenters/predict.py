@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xaiclip.segmenters.base import Prompts, Segmenter, decode, to_mask
+from xaiclip.models.segmenters.base import Prompts, Segmenter, decode, to_mask
 
 
 def segment_slice(

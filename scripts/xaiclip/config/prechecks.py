@@ -16,9 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from xaiclip.catalogue import pinned
 from xaiclip.errors import ConfigError
 from xaiclip.files import check_kind
+from xaiclip.published.catalogue import pinned
 
 #: Endings of what is a file rather than a name.
 _FILES = (".pt", ".pth", ".bin", ".safetensors", ".json", ".ckpt")
@@ -48,7 +48,7 @@ def check_phantom(settings: Mapping[str, Any]) -> None:
     """
     if not settings:
         return
-    from xaiclip.data.phantom import PhantomSettings  # costs a second
+    from compact.phantom import PhantomSettings  # costs a second
 
     known = [field.name for field in fields(PhantomSettings)]
     for name in settings:

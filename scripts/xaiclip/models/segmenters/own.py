@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from xaiclip.errors import ConfigError
-from xaiclip.segmenters.base import Segmenter
-from xaiclip.segmenters.fixed import FixedClassSegmenter
+from xaiclip.models.segmenters.base import Segmenter
+from xaiclip.models.segmenters.fixed import FixedClassSegmenter
 
 #: What the project passes by itself, to factories that have parameters of these names.
 GIVEN = ("checkpoint", "device", "precision")

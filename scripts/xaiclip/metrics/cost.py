@@ -24,7 +24,7 @@ from xaiclip.localizer.model import SIZE, predict
 
 if TYPE_CHECKING:
     from xaiclip.localizer.model import Localizer
-    from xaiclip.segmenters.base import Prompts, Segmenter
+    from xaiclip.models.segmenters.base import Prompts, Segmenter
 
 
 @dataclass(frozen=True)

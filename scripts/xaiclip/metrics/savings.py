@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from xaiclip.errors import CaseError
-from xaiclip.evaluate.explanation import rank_correlation, top_fraction
-from xaiclip.evaluate.overlap import iou
 from xaiclip.explain import method, refine
 from xaiclip.explain.occlusion import TOP
 from xaiclip.explain.plan import Plan
 from xaiclip.explain.runner import attribute_slice
 from xaiclip.explain.store import SliceScores
+from xaiclip.metrics.explanation import rank_correlation, top_fraction
+from xaiclip.metrics.overlap import iou
 
 THINNED = slice(2, None, 4)  # of a map's rows and columns: ranking all pixels took half the time
 KEYS = ("method", "guidance", "variant", "value", "plan")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from xaiclip.device import autocast
 from xaiclip.errors import ConfigError
-from xaiclip.segmenters.base import Prompts
-from xaiclip.segmenters.frame import cut, extent, pad
+from xaiclip.models.segmenters.base import Prompts
+from xaiclip.models.segmenters.frame import cut, extent, pad
 
 _log = logging.getLogger(__name__)
 

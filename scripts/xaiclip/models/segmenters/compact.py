@@ -15,7 +15,7 @@ from segment_anything.modeling import (
 )
 from torch import nn
 
-from xaiclip.segmenters.encoder import ChannelNorm
+from xaiclip.models.segmenters.encoder import ChannelNorm
 
 CONFIG: dict[str, Any] = {
     "image_size": 256,

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xaiclip.errors import Skip
-from xaiclip.evaluate.explanation import fidelity, localization_columns
-from xaiclip.evaluate.overlap import dice
-from xaiclip.roi import SOURCES_OF_PROMPT
+from xaiclip.masks.roi import SOURCES_OF_PROMPT
+from xaiclip.metrics.explanation import fidelity, localization_columns
+from xaiclip.metrics.overlap import dice
 
 if TYPE_CHECKING:
     from xaiclip.data.slices import Slice
@@ -85,7 +85,7 @@ def explanation_rows(
         cost: what ``cost.json`` holds.
 
     Returns:
-        Rows of `xaiclip.evaluate.schema.EXPLANATIONS`. Seconds and operations are those of the
+        Rows of `xaiclip.metrics.schema.EXPLANATIONS`. Seconds and operations are those of the
         slice, which its ``shared_by`` organs share: do not add them up over organs.
     """
     name, source = GUIDANCES[guidance]

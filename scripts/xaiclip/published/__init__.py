@@ -1,0 +1,1 @@
+"""What is published elsewhere: weights and data sets, fetched, compared and unpacked."""

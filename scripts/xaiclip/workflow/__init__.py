@@ -1,0 +1,1 @@
+"""What only the study as a whole needs: provenance, stale results, verification, leases."""
