@@ -20,8 +20,9 @@ import jsonschema
 from xaiclip.config.constraints import check_together
 from xaiclip.config.names import check_text
 from xaiclip.errors import ConfigError
+from xaiclip.resources import shipped
 
-SCHEMA_PATH = Path(__file__).parents[3] / "config" / "schema.json"
+SCHEMA_PATH = shipped("config", "schema.json")
 
 
 def load_schema(path: Path = SCHEMA_PATH) -> dict[str, Any]:

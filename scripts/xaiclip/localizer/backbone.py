@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import open_clip
 import torch
@@ -21,9 +20,10 @@ from xaiclip.errors import ConfigError
 from xaiclip.localizer.clip_weights import load_weights
 from xaiclip.localizer.sources import Source, find
 from xaiclip.localizer.text_files import Tokenizer, staged, tokenizer_of
+from xaiclip.resources import shipped
 from xaiclip.weights import check_size
 
-COMPACT_FOLDER = Path(__file__).parents[3] / "resources" / "compact"
+COMPACT_FOLDER = shipped("compact")
 
 
 @dataclass(frozen=True)

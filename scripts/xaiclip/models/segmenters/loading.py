@@ -22,12 +22,13 @@ from xaiclip.models.segmenters.own import call_factory
 from xaiclip.models.segmenters.sam import SamSegmenter
 from xaiclip.plain import check_keys, read_json
 from xaiclip.published.catalogue import WEIGHTS
+from xaiclip.resources import shipped
 from xaiclip.weights import check_size, check_sums, check_weights, fill, read_weights
 
 log = logging.getLogger(__name__)
 
 #: The shipped weights.
-COMPACT = Path(__file__).parents[4] / "resources" / "compact"
+COMPACT = shipped("compact")
 
 #: Model name → builder of the untrained Sam. MedSAM is SAM's ViT-B with other weights.
 BUILDERS: dict[str, Callable[[], Sam]] = {
