@@ -9,15 +9,23 @@ A method is one module of this package that offers
 It may also offer ``refine(plans, tables, context) -> dict[str, Plan]``: further forwards in the
 light of those made so far, until it has none; each call sees everything made.
 
-The engine does the rest. Importing this package loads neither torch nor any method.
+Other packages bring methods of their own: an entry point of the group ``xaiclip.methods`` whose
+name is the method's and whose value is its module.
+
+The engine does the rest. Importing this package loads neither torch nor any method. To explain one
+slice in one call, call it: ``xaiclip.explain(model, image, …)`` is `xaiclip.api.explain`.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from xaiclip.errors import ConfigError
+from xaiclip import plugins
+from xaiclip.errors import ConfigError, named_extras
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,24 +65,46 @@ def refine(
 
 
 def method(name: str) -> Method:
-    """Load the method ``xaiclip.explain.<name>``.
+    """Load a method: ``xaiclip.explain.<name>``, or one that an installed package brings.
 
     Raises:
-        ConfigError: there is no such module, or it is no method.
+        ConfigError: there is none of this name, or it is no method, or needs a package that is not
+            installed.
     """
     qualified = f"{__name__}.{name}"
+    module: object | None
     try:
-        module = importlib.import_module(qualified)
+        with named_extras():
+            module = importlib.import_module(qualified)
     except ModuleNotFoundError as error:
         if error.name != qualified:
             raise
+        module = plugins.load(plugins.METHODS, name)
+    if module is None:
         raise ConfigError(
-            f"There is no explanation method '{name}': correct 'explain.methods', "
-            f"or add scripts/xaiclip/explain/{name}.py."
-        ) from None
+            f"There is no explanation method '{name}': correct 'explain.methods', add "
+            f"scripts/xaiclip/explain/{name}.py, or install the package that brings it."
+        )
     missing = [part for part in ("Settings", "plans", "aggregate") if not hasattr(module, part)]
     if missing:
-        raise ConfigError(
-            f"The module '{qualified}' is no explanation method: it lacks {', '.join(missing)}."
-        )
+        raise ConfigError(f"'{name}' is no explanation method: it lacks {', '.join(missing)}.")
     return cast(Method, module)
+
+
+class _Callable(ModuleType):
+    """This package, which can be called; so the call and its parts have one name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function()(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._function())
+
+    @staticmethod
+    def _function() -> Any:
+        # by name: what the stages' code hangs on does not hang on what calls the stages
+        return importlib.import_module("xaiclip.api").explain
+
+
+sys.modules[__name__].__class__ = _Callable
