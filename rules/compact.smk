@@ -73,3 +73,26 @@ rule compact:
         "Put the trained models into resources/compact, with checksums and curves"
     script:
         "../scripts/compact_install.py"
+
+
+# It belongs to the CLIP that it was trained on: `make compact-localizer`, after `make compact`.
+rule compact_localizer:
+    input:
+        weights="results/demo/localizer/text/localizer.safetensors",
+        history="results/demo/localizer/text/training.csv",
+    output:
+        touch("results/compact/.localizer"),
+    log:
+        "results/compact/logs/localizer.log",
+    localrule: True
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        code=code("compact_localizer.py"),
+    message:
+        "Put the demo's localizer into resources/compact, with its checksum and curve"
+    script:
+        "../scripts/compact_localizer.py"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from xaiclip.data.slices import Slice
 from xaiclip.device import choose_device
@@ -14,6 +18,8 @@ from xaiclip.preprocess import PreprocessSettings, preprocess
 from xaiclip.resources import shipped
 from xaiclip.weights import check_sums
 
+#: Slices of a volume that are looked at to choose one.
+LOOKS = 16
 #: The shipped localizer.
 COMPACT = "compact"
 FILE = "localizer.safetensors"
@@ -63,3 +69,19 @@ class Locator:
         maps = predict_slice(self.localizer, image)
         found, _ = rois_of(item, maps, letterbox, self.classes, settings or RoiSettings())
         return {organ: sources["localizer"] for organ, sources in found.items()}
+
+    @torch.inference_mode()
+    def choose(self, items: Sequence[Slice], organs: Sequence[str]) -> Slice:
+        """The slice that shows most of some organs: of as many as it can, then the largest area.
+
+        At most `LOOKS` slices, evenly spaced, are looked at, coarsely: one forward each.
+        """
+        step = -(-len(items) // LOOKS)
+        some = list(items[step // 2 :: step]) or list(items)
+        images = np.stack([preprocess(item.image, self.settings)[0] for item in some])
+        pixels = torch.from_numpy(images).to(self.localizer.sharpness.device)
+        winners = self.localizer(pixels).argmax(1).cpu().numpy()
+        wanted = [self.classes.index(organ) for organ in organs]
+        areas = np.stack([(winners == organ).sum((1, 2)) for organ in wanted], axis=1)
+        best = max(range(len(some)), key=lambda k: ((areas[k] > 0).sum(), areas[k].sum()))
+        return some[best]
