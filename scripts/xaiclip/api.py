@@ -1,4 +1,4 @@
-"""What a notebook needs: a model, an image, boxes; and an explanation of what the model makes of it.
+"""What a notebook needs: a model, an image, boxes; and an explanation.
 
 The workflow's stages call the same functions, so the numbers are the same for the same inputs.
 """
@@ -107,13 +107,16 @@ def explain(
         from xaiclip.explanation import Explanation
         from xaiclip.models.segmenters.predict import segment_slice
 
+        plan_settings, map_settings = arguments.settings_of(method, settings)
         arguments.check_words(values, fill)
         prompts = arguments.boxes_of(segmenter, item, boxes, classes)
-        regions, guidance, source = arguments.regions_of(item, list(prompts), rois, guidance, classes)
+        regions, guidance, source = arguments.regions_of(
+            item, list(prompts), rois, guidance, classes
+        )
         target = Target(item.case, item.index, item.image, prompts, regions, guidance)
         run = Run(
             method,
-            arguments.settings_of(method, settings),
+            plan_settings,
             tuple(dict.fromkeys((*values, *_ALWAYS))),
             fill,
             batch_size,  # type: ignore[arg-type]
@@ -127,7 +130,7 @@ def explain(
         if scores is None:
             words = "; ".join(f"{organ}: {reason}" for organ, reason in left_out.items())
             raise CaseError(f"nothing can be explained ({words}): correct the boxes or the ROIs.")
-        attributions, seconds = attribute_slice(scores)
+        attributions, seconds = attribute_slice(scores, map_settings)
         masks = segment_slice(segmenter, item.image, prompts)
     return Explanation(
         slice=item,

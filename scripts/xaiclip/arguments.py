@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xaiclip import config
+from xaiclip.config.methods import methods
 from xaiclip.errors import ConfigError
 from xaiclip.explain.values import VALUES
 from xaiclip.masks.roi import SOURCES_OF_GUIDANCE, Roi, RoiSettings, body_mask, box_of
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 Boxes = Mapping[str, ArrayLike | Roi | None] | str | None
 
 
-def settings_of(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The method's section of the config, complete.
+def settings_of(method: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The method's section of the config, complete: what its plans and what its maps hang on.
 
     Raises:
         ConfigError: it has no such setting, or a value is none that it can have.
@@ -37,7 +38,7 @@ def settings_of(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     except ConfigError as error:
         words = str(error).replace(f"config key 'methods.{method}.", f"setting '{method}.")
         raise ConfigError(words) from None
-    return dict(full["methods"][method])
+    return methods()[method].split(full["methods"][method])
 
 
 def check_words(values: Sequence[str], fill: str) -> None:
@@ -67,8 +68,7 @@ def boxes_of(
     if isinstance(given, str):
         if given != "reference":
             raise ConfigError(f"boxes are {given!r}; give a box for each organ, or 'reference'.")
-        masks = _reference(item, classes)
-        return {organ: box_of(mask, RoiSettings().margin) for organ, mask in masks.items()}
+        return dict(reference_boxes(item, classes))
     if not given:
         raise ConfigError("boxes are empty: no organ was named, or none was found.")
     return {
@@ -97,6 +97,12 @@ def _box(organ: str, box: ArrayLike | None, item: Slice) -> NDArray[np.float32] 
             "pixels (width × height)."
         )
     return corners
+
+
+def reference_boxes(item: Slice, classes: Sequence[str]) -> dict[str, NDArray[np.float32] | None]:
+    """The box of each organ that the label holds, with the margin that the workflow leaves."""
+    masks = _reference(item, classes)
+    return {organ: box_of(mask, RoiSettings().margin) for organ, mask in masks.items()}
 
 
 def _reference(item: Slice, classes: Sequence[str]) -> dict[str, NDArray[np.bool_]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from xaiclip import __version__
 from xaiclip.errors import CaseError, ConfigError, StorageError
+from xaiclip.organs import SIX_CLASSES, file_stem
 
 if TYPE_CHECKING:
     from xaiclip.data.slices import Slice
@@ -36,7 +37,7 @@ where the boxes come from (the segmenter is told by a box what to segment):
 
 examples:
   xaiclip explain scan.nii.gz --organ liver
-  xaiclip explain scan.nii.gz --organ liver spleen --method rise --set masks=500 --guidance roi
+  xaiclip explain scan.nii.gz --organ liver,spleen --method rise --set masks=500 --guidance roi
   xaiclip explain dicom_folder --organ liver --model medsam --checkpoint medsam_vit_b.pth
   xaiclip methods
 
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
     add = explain.add_argument
     add("scan", type=Path, help="NIfTI, MetaImage, NRRD, DICOM (folder or file), PNG, TIFF, npz")
-    add("--organ", nargs="+", action="extend", metavar="NAME", help="organs; default: all found")
+    add("--organ", action="append", metavar="NAME[,NAME]", help="default: all that are found")
     add("--out", type=Path, default=Path("explanation"), help="folder of results (%(default)s)")
     image = explain.add_argument_group("the slice")
     add = image.add_argument
@@ -144,9 +145,9 @@ def _methods(_: argparse.Namespace) -> int:
 def _explain(given: argparse.Namespace) -> int:
     if not given.scan.exists():
         raise CaseError("there is no such file or folder; correct the path.", given.scan)
-    if given.box and len(given.box) != len(given.organ or ()):
+    given.organ = [_name(one) for many in given.organ or () for one in many.split(",")]
+    if given.box and len(given.box) != len(given.organ):
         raise ConfigError("give one --box for each --organ.")
-    given.organ = [_name(organ) for organ in given.organ or ()]
     say = _Words(given.quiet)
     if given.box:
         item = _load(given, say)
@@ -205,7 +206,6 @@ def write(maps: Explanation, folder: Path, about: dict[str, Any]) -> list[Path]:
     import numpy as np
 
     from xaiclip.files import atomic, write_json
-    from xaiclip.organs import file_stem
 
     written = []
     for organ in maps.organs:
@@ -281,14 +281,13 @@ def _reading(given: argparse.Namespace) -> dict[str, Any]:
         "modality": given.modality,
         "window": tuple(given.window),
         "orientation": given.orientation,
-        "label": given.label,
     }
 
 
 def _load(given: argparse.Namespace, say: _Words) -> Slice:
     from xaiclip.images import load_image
 
-    item = load_image(given.scan, slice=given.slice, **_reading(given))
+    item = load_image(given.scan, slice=given.slice, label=given.label, **_reading(given))
     if given.box and given.slice is None and item.geometry.canonical_shape[2] > 1:
         raise ConfigError("a --box lies in one slice: say which with --slice.")
     _say_modality(given, item, say)
@@ -302,9 +301,9 @@ def _say_modality(given: argparse.Namespace, item: Slice, say: _Words) -> None:
 
 def _labelled(item: Slice, organs: Sequence[str]) -> dict[str, Any]:
     """Boxes from the label; None for an organ that it lacks."""
-    from xaiclip.arguments import boxes_of_label
+    from xaiclip.arguments import reference_boxes
 
-    found = boxes_of_label(item)
+    found = reference_boxes(item, SIX_CLASSES)
     return {organ: found.get(organ) for organ in organs} if organs else dict(found)
 
 

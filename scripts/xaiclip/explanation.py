@@ -20,6 +20,7 @@ from xaiclip.explain.attribution import Attribution, to_canonical_mask, to_slice
 from xaiclip.explain.store import SliceScores, score_frame
 from xaiclip.files import atomic
 from xaiclip.organs import organs_of
+from xaiclip.seeds import derived
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,17 +182,21 @@ class Explanation(Mapping[str, NDArray[np.float32]]):
 
         label = None if reference is None else reference.astype(np.uint8)
         reason = self.left_out.get(organ)
-        skips = [Skip(self.slice.case, "explain", reason, self.slice.index, organ)]
+        skips = (
+            []
+            if reason is None
+            else [Skip(self.slice.case, "explain", reason, self.slice.index, organ)]
+        )
         rows = explanation_rows(
             replace(self.slice, label=label),
             self.scores,
             [one for one in self.attributions if one.organ == organ],
-            skips if reason else [],
+            skips,
             organs=[organ],
             method=self.method,
             guidance=self.guidance,
             prompt="reference",  # what the localizer took is its caller's to add
-            seed=self.scores.context.seed,
+            seed=derived(self.seed, "explain", self.method),
             segmented={organ: self.masks.get(organ)},
             reference={organ: None if reference is None else to_canonical_mask(reference)},
             seconds_aggregate=self.seconds_aggregate,

@@ -67,23 +67,42 @@ def load_image(
         if slice is not None or label is not None:
             raise CaseError("slice and label belong to a file; an array is one slice already.")
         return _of_array(np.asarray(image), modality, window, percentiles, name)
-    return _of_file(
-        Case(name, Path(image), Path(label) if label else None, modality or "", "test"),
-        {
-            "classes": list(classes),
-            "labels": dict(labels),
-            "window": {"level": window[0], "width": window[1]},
-            "percentiles": {"low": percentiles[0], "high": percentiles[1]},
-            "orientation": orientation,
-            "implausible": "warn",
-            "index": slice,
-        },
-    )[0]
+    case = Case(name, Path(image), Path(label) if label else None, modality or "", "test")
+    policy = "middle" if label is None else "middle_labelled"
+    settings = {
+        **_reading(window, percentiles, orientation),
+        "classes": list(classes),
+        "labels": dict(labels),
+        "policy": policy if slice is None else "index",
+        "index": slice,
+    }
+    return _taken(case, settings)[0]
 
 
-def load_slices(case: Case, settings: Mapping[str, Any]) -> list[Slice]:
-    """All slices of a volume that are not constant; arguments as of `take_slices`."""
-    return _of_file(case, {**settings, "policy": "all", "every": 1})
+def load_slices(
+    image: str | os.PathLike[str],
+    *,
+    modality: str | None = None,
+    window: tuple[float, float] = (40, 400),
+    percentiles: tuple[float, float] = (0.5, 99.5),
+    orientation: str | None = None,
+    name: str = NAME,
+) -> list[Slice]:
+    """All axial slices of a file that are not constant; arguments as of `load_image`."""
+    case = Case(name, Path(image), None, modality or "", "test")
+    reading = _reading(window, percentiles, orientation)
+    return _taken(case, {**reading, "classes": [], "labels": {}, "policy": "all"})
+
+
+def _reading(
+    window: tuple[float, float], percentiles: tuple[float, float], orientation: str | None
+) -> dict[str, Any]:
+    return {
+        "window": {"level": window[0], "width": window[1]},
+        "percentiles": {"low": percentiles[0], "high": percentiles[1]},
+        "orientation": orientation,
+        "implausible": "warn",
+    }
 
 
 def _of_array(
@@ -120,14 +139,10 @@ def _of_array(
     return Slice(name, 0, modality or "", np.ascontiguousarray(grey), None, nowhere)
 
 
-def _of_file(case: Case, settings: dict[str, Any]) -> list[Slice]:
-    settings = dict(settings)
-    if not case.modality:
-        case = _with_modality(case, settings["orientation"])
-    if "policy" not in settings:
-        unlabelled = "middle" if case.label is None else "middle_labelled"
-        settings["policy"] = unlabelled if settings["index"] is None else "index"
+def _taken(case: Case, settings: Mapping[str, Any]) -> list[Slice]:
     with named_extras():
+        if not case.modality:
+            case = _with_modality(case, settings["orientation"])
         taken = take_slices(case, settings)
     if not taken.slices:
         reason = taken.skips[0].reason if taken.skips else "no slice could be taken"
@@ -137,8 +152,7 @@ def _of_file(case: Case, settings: dict[str, Any]) -> list[Slice]:
 
 def _with_modality(case: Case, orientation: str | None) -> Case:
     """The case with the modality that its grey values speak of."""
-    with named_extras():
-        array = read_volume(case.image, orientation=orientation).array
+    array = read_volume(case.image, orientation=orientation).array
     if array.dtype == np.uint8:  # shown as it is; what made a picture is unknown
         picture = case.image.name.lower().endswith((*PICTURES, ".npz"))
         return case if picture else replace(case, modality="CT")

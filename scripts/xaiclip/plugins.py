@@ -1,4 +1,4 @@
-"""Methods and models of other packages, found by their entry points."""
+"""What other packages bring, found by their entry points."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from importlib.metadata import EntryPoint, entry_points
 
 from xaiclip.errors import ConfigError
 
-#: An entry point names a module that is a method (see `xaiclip.explain`).
-METHODS = "xaiclip.methods"
-#: An entry point names a function that gives a model (see `xaiclip.load_model`).
+#: The group of models (of methods: `xaiclip.explain.GROUP`): an entry point names a function that
+#: gives a model (`xaiclip.load_model`).
 MODELS = "xaiclip.models"
 
 

@@ -1,16 +1,16 @@
 """Explanations by perturbation: perturb → score → aggregate.
 
-A method is one module of this package that offers
+A method is one module, of this package or of another one that names it in the entry-point group
+``xaiclip.methods``. It offers
 
-- ``Settings``: a frozen dataclass, the method's section of the configuration;
+- ``PlanSettings`` and, if it has any, ``MapSettings``: frozen dataclasses of `settings.setting`,
+  together the method's section of the configuration. The first is what the forwards hang on, the
+  second what only ``aggregate`` reads;
 - ``plans(context) -> dict[str, Plan]``: which pixels each forward replaces;
 - ``aggregate(plans, tables, context) -> list[Attribution]``: score tables into maps.
 
 It may also offer ``refine(plans, tables, context) -> dict[str, Plan]``: further forwards in the
 light of those made so far, until it has none; each call sees everything made.
-
-Other packages bring methods of their own: an entry point of the group ``xaiclip.methods`` whose
-name is the method's and whose value is its module.
 
 The engine does the rest. Importing this package loads neither torch nor any method. To explain one
 slice in one call, call it: ``xaiclip.explain(model, image, …)`` is `xaiclip.api.explain`.
@@ -21,10 +21,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from xaiclip import plugins
 from xaiclip.errors import ConfigError, named_extras
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 class Method(Protocol):
     """What a method's module offers."""
 
-    Settings: type[Any]
+    PlanSettings: type[Any]
 
     @staticmethod
     def plans(context: Context) -> dict[str, Plan]:
@@ -64,31 +65,40 @@ def refine(
     return propose(plans, tables, context) if propose else {}
 
 
+#: The entry-point group of methods that other packages bring.
+GROUP = "xaiclip.methods"
+
+
 def method(name: str) -> Method:
-    """Load a method: ``xaiclip.explain.<name>``, or one that an installed package brings.
+    """Load the method ``xaiclip.explain.<name>``, or the one that another package brings.
 
     Raises:
-        ConfigError: there is none of this name, or it is no method, or needs a package that is not
-            installed.
+        ConfigError: there is no such method, or its module is none, or imports what an extra
+            brings that is not installed.
     """
-    qualified = f"{__name__}.{name}"
-    module: object | None
+    qualified = module_of(name)
     try:
         with named_extras():
             module = importlib.import_module(qualified)
     except ModuleNotFoundError as error:
         if error.name != qualified:
             raise
-        module = plugins.load(plugins.METHODS, name)
-    if module is None:
         raise ConfigError(
             f"There is no explanation method '{name}': correct 'explain.methods', add "
             f"scripts/xaiclip/explain/{name}.py, or install the package that brings it."
-        )
-    missing = [part for part in ("Settings", "plans", "aggregate") if not hasattr(module, part)]
+        ) from None
+    missing = [part for part in ("PlanSettings", "plans", "aggregate") if not hasattr(module, part)]
     if missing:
         raise ConfigError(f"'{name}' is no explanation method: it lacks {', '.join(missing)}.")
     return cast(Method, module)
+
+
+def module_of(name: str) -> str:
+    """The dotted name of a method's module; a method of this package is preferred."""
+    if not Path(__file__).with_name(f"{name}.py").is_file():
+        for entry in entry_points(group=GROUP, name=name):
+            return entry.value
+    return f"{__name__}.{name}"
 
 
 class _Callable(ModuleType):

@@ -31,7 +31,7 @@ class Locator:
     Args:
         localizer: ``compact``, a file, or a loaded localizer.
         device: where it runs.
-        settings: of the enhancement before it; those that it was trained with.
+        settings: of the enhancement before it, as in its training; None: the config's defaults.
 
     Raises:
         ConfigError: there is no such localizer.
@@ -41,7 +41,7 @@ class Locator:
         self,
         localizer: str | os.PathLike[str] | Localizer = COMPACT,
         device: str = "auto",
-        settings: PreprocessSettings = PreprocessSettings(),
+        settings: PreprocessSettings | None = None,
     ) -> None:
         if not isinstance(localizer, Localizer):
             path = Path(localizer)
@@ -56,7 +56,7 @@ class Locator:
                 )
             localizer = load_localizer(path)
         self.localizer = localizer.to(choose_device(device))
-        self.settings = settings
+        self.settings = settings or PreprocessSettings()
 
     @property
     def classes(self) -> tuple[str, ...]:

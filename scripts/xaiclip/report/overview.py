@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from xaiclip.errors import ConfigError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def overview(maps: Explanation, organs: Sequence[str] | None = None) -> Figure:
-    """A row for each organ: what is explained on the left, the map with its colour bar on the right.
+    """A row for each organ: what is explained on the left, on the right the map.
 
     Raises:
         ConfigError: an organ has no map.
@@ -28,7 +29,7 @@ def overview(maps: Explanation, organs: Sequence[str] | None = None) -> Figure:
             f"there is no map of {', '.join(unknown)}; organs are {', '.join(maps.organs)}."
         )
     palette = colours.Organs([BACKGROUND, *dict.fromkeys((*maps.classes[1:], *maps.organs))])
-    pictures, bars, legend = [], [], []
+    pictures, bars = [], []
     for row, organ in enumerate(shown):
         one, mask, colour = maps.attribution(organ), maps.masks[organ], palette.colour(organ)
         left: list[Layer] = [Fill(mask, colour), Outline(mask, colour)]
@@ -43,10 +44,15 @@ def overview(maps: Explanation, organs: Sequence[str] | None = None) -> Figure:
             Panel("importance", maps.slice, tuple(right)),
         ]
         bars.append(panels.own_bar(2 * row + 1, panels.importance(one)))
-        legend.append(Entry(f"segmentation of the {organ}", colour))
+    legend = (
+        [Entry(f"segmentation of the {organ}", palette.colour(organ)) for organ in shown[:1]]
+        if len(shown) == 1
+        else [Entry("segmentation", "0.6")]
+    )
     legend.append(Entry("box (the prompt)", panels.BOX))
     if maps.regions:
         legend.append(panels.ROI_ENTRY)
     guided = colours.GUIDANCES[maps.guidance][2]
     title = f"{maps.method}, {guided}: model {maps.model}, slice {maps.slice.index}"
-    return draw(Picture(title, pictures, 2, bars, legend))
+    with rc_context(style.STYLE):
+        return draw(Picture(title, pictures, 2, bars, legend))
