@@ -1,19 +1,23 @@
-"""The shipped localizer: the demo's, in half precision."""
+"""What is shipped beside the compact models: the demo's localizer, and one slice of a phantom."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from xaiclip.data.volumes import write_volume
 from xaiclip.files import atomic, sha256, write_text
 
 WEIGHTS, LOG = "localizer.safetensors", "training_localizer.csv"
+EXAMPLE, EXAMPLE_LABEL = "example_ct.nii.gz", "example_ct_labels.nii.gz"
 
 
-def ship(weights: Path, history: Path, target: Path) -> None:
+def ship_localizer(weights: Path, history: Path, target: Path) -> None:
     """Put a trained localizer and the log of its training beside the compact models.
 
     Its numbers are halved, its header (classes, settings, backbone and its fingerprint) kept.
@@ -30,7 +34,18 @@ def ship(weights: Path, history: Path, target: Path) -> None:
         save_file(tensors, temporary, metadata=about)
     with atomic(target / LOG) as temporary:
         shutil.copyfile(history, temporary)
-    write_sums(target)
+
+
+def ship_example(image: Path, label: Path, target: Path) -> None:
+    """Put the slice of a phantom in which most organs show, and its reference, there as well."""
+    volumes = [nib.load(path) for path in (image, label)]
+    voxels = np.asarray(volumes[1].dataobj)
+    counts = [len(np.unique(voxels[:, :, k])) for k in range(voxels.shape[2])]
+    areas = (voxels > 0).sum((0, 1))
+    best = max(range(len(counts)), key=lambda k: (counts[k], areas[k]))
+    for volume, name in zip(volumes, (EXAMPLE, EXAMPLE_LABEL), strict=True):
+        cut = volume.slicer[:, :, best : best + 1]
+        write_volume(target / name, np.asarray(cut.dataobj), cut.affine)
 
 
 def write_sums(folder: Path) -> int:
