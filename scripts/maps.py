@@ -1,6 +1,11 @@
 """Put a batch's maps back into the geometry of the scans, as NIfTI."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     from collections import defaultdict
@@ -9,14 +14,16 @@ with job(snakemake) as log:
     import nibabel as nib
 
     from xaiclip.data.slices import load_slices, restore_slices
-    from xaiclip.errors import left_out
-    from xaiclip.explain.attribution import load_attributions, to_slice_grid
+    from xaiclip.errors import Skip, left_out
+    from xaiclip.explain.attribution import Attribution, load_attributions, to_slice_grid
     from xaiclip.files import atomic, write_json, write_text
     from xaiclip.organs import file_stem
 
     cfg = snakemake.params.cfg
     slices = {(one.case, one.index): one for one in load_slices(snakemake.input.slices)[0]}
-    stacks, skips, written = defaultdict(dict), [], []
+    stacks: dict[tuple[str, str], dict[int, Attribution]] = defaultdict(dict)
+    skips: list[Skip] = []
+    written = []
     for case, index, one in load_attributions(snakemake.input.attributions):
         name = f"{file_stem(one.organ)}_{cfg['method']}_{cfg['guidance']}"
         if not one.primary:
