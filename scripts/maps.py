@@ -20,7 +20,9 @@ with job(snakemake) as log:
     slices = {one.index: one for one in load_slices(snakemake.input.slices, [case])[0]}
     with ExitStack() as stack:
         attributions = {
-            Path(path).parts[-3:-1]: stack.enter_context(open_attributions(path))
+            (Path(path).parts[-3], Path(path).parts[-2]): stack.enter_context(
+                open_attributions(path)
+            )
             for path in snakemake.input.attributions
         }
         folder = Path(snakemake.output.variants).parent
