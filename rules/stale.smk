@@ -38,6 +38,8 @@ WRITTEN = [
     "maps/.written/{method}_{guidance}_{batch}.json",
     "maps/{case}/{organ}_{method}_{guidance}.nii.gz",
     "maps/{case}/{organ}_{method}_{guidance}_{rest}.nii.gz",
+    "tables/{method}_units.csv",
+    "tables/{method}_units.md",
     "figures/{figure}.png",
 ]
 

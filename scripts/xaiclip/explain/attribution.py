@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from xaiclip.files import load_arrays, save_arrays
+from xaiclip.files import load_arrays, load_meta, save_arrays
 
 #: Side of the canonical grid: a slice stretched to a square, without padding.
 GRID = 512
@@ -32,6 +32,8 @@ class Attribution:
         details: further numbers, for example LIME's ``r2``.
         error: float32 (s, s), the map's standard error at the centres of s × s equal parts of the
             grid, NaN = undefined; None = the method does not sample, or gives none.
+        units: the value of each named unit that the map is painted with; empty if they have no
+            names, or another variant's map of this organ and value holds them.
     """
 
     organ: str
@@ -42,6 +44,7 @@ class Attribution:
     primary: bool = False
     details: dict[str, float] = field(default_factory=dict)
     error: NDArray[np.float32] | None = None
+    units: dict[str, float] = field(default_factory=dict)
 
 
 def to_slice_grid(canonical: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
@@ -93,6 +96,17 @@ def load_attributions(path: str | os.PathLike[str]) -> list[tuple[str, int, Attr
         one = Attribution(map=arrays[f"{i}"], error=error, plans=plans, **row)
         loaded.append((case, index, one))
     return loaded
+
+
+def load_units(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The named units of a batch's maps, without the maps.
+
+    Returns:
+        ``case``, ``slice``, ``organ``, ``value`` and ``units`` of each map that has some, in the
+        order in which `save_attributions` was given them.
+    """
+    names = ("case", "slice", "organ", "value", "units")
+    return [{name: row[name] for name in names} for row in load_meta(path) if row["units"]]
 
 
 def _nearest(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

@@ -9,7 +9,7 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -43,6 +43,7 @@ class Target:
         boxes: each organ's prompt, float (4,) XYXY in pixels of the slice; None = no box.
         rois: each organ's ROI, bool (H, W), if it has one; None = no guidance.
         guidance: the guidance's name, for the record.
+        regions: each organ's region, bool (H, W), if the method asks for a source of them.
     """
 
     case: str
@@ -51,6 +52,7 @@ class Target:
     boxes: Mapping[str, NDArray[np.floating[Any]] | None]
     rois: Mapping[str, NDArray[np.bool_]] | None = None
     guidance: str = "full"
+    regions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -111,6 +113,7 @@ def score_slice(
             seed=run.seed ^ target.seed,
             settings=run.settings,
             explained=explained(tuple(run.values)),
+            regions={organ: to_canonical_mask(mask) for organ, mask in target.regions.items()},
         )
         segmented = context.masks.any((1, 2)) & baseline.mask.flatten(1).any(1).cpu().numpy()
         reason = "the unperturbed segmentation is empty"
