@@ -137,7 +137,7 @@ def shapley_values(
 
     Coalitions of s and of M − s units are a stratum, of which a share is scored: of all pairs of
     complements, drawn without replacement. The errors are the linearised ones of a stratified
-    sample with its finite-population correction (Cochran 1977, sections 5.3 and 5.5), each pair's
+    sample with its finite-population correction (Cochran 1977, chapter 5), each pair's
     residual divided by one minus its leverage (as in HC3), so that a fit of many units to few
     coalitions does not look certain.
 

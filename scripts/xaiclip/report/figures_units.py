@@ -57,10 +57,10 @@ def shapley_matrix(sources: Sources, settings: Settings) -> Matrices:
     score = rows["value"].iloc[0]
     rows = rows[rows["value"] == score]
     organs = list(rows["organ"].drop_duplicates())
-    units = [unit for unit in rows["unit"].drop_duplicates() if unit != TOTAL]
+    units = [unit for unit in rows["region"].drop_duplicates() if unit != TOTAL]
     matrices = []
     for guidance, own in rows.groupby("guidance", sort=False):
-        table = own.pivot(index="organ", columns="unit", values=["mean", "n_cases"]).loc[organs]
+        table = own.pivot(index="organ", columns="region", values=["mean", "n_cases"]).loc[organs]
         matrices.append(
             Matrix(
                 str(guidance),
@@ -98,9 +98,8 @@ def _draw_matrix(axes: Axes, one: Matrix, data: Matrices, norm: Normalize) -> Ax
         np.ma.masked_invalid(one.values), cmap=colours.SIGNED, norm=norm, aspect="auto"
     )
     for (row, column), value in np.ndenumerate(one.values):
-        red, green, blue, _ = colours.SIGNED(norm(value)) if np.isfinite(value) else (1, 1, 1, 1)
-        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-        _write(axes, row, column, value, "white" if dark else "black")
+        light = np.isnan(value) or _luminance(colours.SIGNED(norm(value))) > 0.18
+        _write(axes, row, column, value, "black" if light else "white")
     for row, total in enumerate(one.totals):
         _write(axes, row, columns, total, "black")
     for row, organ in enumerate(data.organs):
@@ -118,6 +117,11 @@ def _draw_matrix(axes: Axes, one: Matrix, data: Matrices, norm: Normalize) -> Ax
     for spine in axes.spines.values():
         spine.set_visible(False)
     return drawn
+
+
+def _luminance(colour: Sequence[float]) -> float:
+    """Of an sRGB colour, in [0, 1]; at 0.18 black and white are as easy to read on it."""
+    return float(np.power(colour[:3], 2.2) @ [0.2126, 0.7152, 0.0722])
 
 
 def _write(axes: Axes, row: int, column: int, value: float, colour: str) -> None:

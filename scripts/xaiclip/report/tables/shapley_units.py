@@ -26,7 +26,8 @@ TOTAL = "total drop"
 #: What the table reads of ``explanations.parquet``: what was left out.
 COLUMNS = [*UNIT, "skipped"]
 _MEASURE = Measure("shapley_value", "Shapley value")
-_KEYS = ("value", "guidance", "organ", "unit")
+#: ``region``: a unit of the image, or `TOTAL`.
+_KEYS = ("value", "guidance", "organ", "region")
 #: Whose organs the units are, in words.
 _REGIONS = {
     "prediction": "in the segmentation that is explained",
@@ -68,7 +69,7 @@ def shapley_units(
 def _data(paths: Sequence[Path], organs: Sequence[str], bootstrap: Bootstrap) -> pd.DataFrame:
     rows = pd.DataFrame(
         [
-            {**row, "guidance": path.parent.name, "unit": unit, _MEASURE.name: number}
+            {**row, "guidance": path.parent.name, "region": unit, _MEASURE.name: number}
             for path in paths
             for row in load_units(path)
             for unit, number in {**row["units"], TOTAL: sum(row["units"].values())}.items()
@@ -82,7 +83,7 @@ def _data(paths: Sequence[Path], organs: Sequence[str], bootstrap: Bootstrap) ->
             part = rows[(rows["value"] == value) & (rows["guidance"] == guidance)]
             for organ in organs:
                 for unit in (*organs, REST, OUTSIDE, TOTAL):
-                    cell = part[(part["organ"] == organ) & (part["unit"] == unit)]
+                    cell = part[(part["organ"] == organ) & (part["region"] == unit)]
                     of_cases = case_means(cell, _MEASURE.name, "organ")
                     key = dict(zip(_KEYS, (value, guidance, organ, unit), strict=True))
                     records.append(record(key, _MEASURE, bootstrap_mean(of_cases, bootstrap)))
@@ -98,8 +99,8 @@ def _markdown(frame: pd.DataFrame, regions: str, confidence: float, missing: str
         "organ": lambda row: escape(row["organ"]),
     }
     columns = [
-        Column(escape(unit), _MEASURE.name, {"unit": unit})
-        for unit in frame["unit"].drop_duplicates()
+        Column(escape(unit), _MEASURE.name, {"region": unit})
+        for unit in frame["region"].drop_duplicates()
     ]
     parts = []
     for value, own in frame.groupby("value", sort=False):
