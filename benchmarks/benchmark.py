@@ -294,7 +294,7 @@ def tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Task]]:
     samples = 8 if quick else 500
     lime = {
         "floor": peers.floor(samples),
-        "ours": peers.ours("lime", {"variants": ["slic"], "samples": samples}),
+        "ours": peers.ours("lime", {"superpixels": ["slic"], "samples": samples}),
         "lime": peers.lime_package(samples, together=True),
         "lime, one run an organ": peers.lime_package(samples, together=False),
     }

@@ -225,7 +225,7 @@ def lime_package(samples: int, together: bool) -> System:
     def run(bench: Bench) -> object:
         from lime.lime_image import LimeImageExplainer
 
-        found = lime.superpixels("slic", to_canonical_image(bench.image), lime.Settings())
+        found = lime.superpixels("slic", to_canonical_image(bench.image), lime.PlanSettings())
         step = 512 // bench.input_size
         segments = found[step // 2 :: step, step // 2 :: step]
         pixels = bench.inputs.permute(1, 2, 0).numpy().astype(np.float64)

@@ -78,7 +78,7 @@ def model_score(path: Path, number: int) -> Score:
     return score
 
 
-def drawn(sampling: str, masks: int, seed: int) -> tuple[CellPlan, rise.Settings]:
+def drawn(sampling: str, masks: int, seed: int) -> tuple[CellPlan, rise.PlanSettings]:
     """The masks of one run over the whole image."""
     settings = {"masks": masks, "sampling": sampling}
     everywhere = np.ones((1, GRID, GRID), bool)
@@ -86,7 +86,7 @@ def drawn(sampling: str, masks: int, seed: int) -> tuple[CellPlan, rise.Settings
     context = Context(image, ("organ",), everywhere, None, seed, settings, (VALUE,))
     plan = rise.plans(context)["masks"]
     assert isinstance(plan, CellPlan)
-    return plan, rise.Settings(**settings)
+    return plan, rise.PlanSettings(**settings)
 
 
 def measure(score: Score, masks: list[int], runs: int) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from xaiclip.published.catalogue import entries as published_entries
 from xaiclip.published.checked import check_published
 from xaiclip.config import complete
 from xaiclip.config.constraints import label_table
+from xaiclip.config.methods import methods
 from xaiclip.data.changes import signature
 from xaiclip.data.sheet import Case, read_sheet
 from xaiclip.errors import StorageError
@@ -190,6 +191,7 @@ except (ConfigError, StorageError) as error:
 
 ORGANS = organs_of(config["classes"])
 METHODS = config["explain"]["methods"]
+METHOD_SOURCES = methods()
 GUIDANCES = config["explain"]["guidances"]
 TRAINS = not config["localizer"]["weights"]
 VARIANTS = (
@@ -305,12 +307,18 @@ def on_device(*models, **settings):
     }
 
 
-def method_settings(wildcards):
-    """What a method's two stages both need."""
+@cache
+def settings_of(method):
+    """A method's section: what its plans hang on, and what its maps hang on besides."""
+    return METHOD_SOURCES[method].split(config["methods"][method])
+
+
+def plan_settings(wildcards):
+    """What the forwards of a method hang on."""
     return {
         "method": wildcards.method,
         "guidance": wildcards.guidance,
-        "settings": config["methods"][wildcards.method],
+        "settings": settings_of(wildcards.method)[0],
         "values": config["explain"]["values"],
     }
 

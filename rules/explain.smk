@@ -26,7 +26,7 @@ rule score:
     params:
         cfg=lambda w: on_device(
             "sam",
-            **method_settings(w),
+            **plan_settings(w),
             organs=ORGANS,
             segmenter=config["segmenter"],
             **{
@@ -61,7 +61,9 @@ rule attribute:
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         cfg=lambda w: {
-            **method_settings(w),
+            "method": w.method,
+            "guidance": w.guidance,
+            "settings": settings_of(w.method)[1],
             "organs": ORGANS,
             "prompt": config["explain"]["prompt"],
             "cases": case_facts(w),

@@ -38,7 +38,11 @@ rule table_savings:
         mem_mb=3000,
         runtime=120,
     params:
-        cfg={"shares": [0.4, 0.6], "stops": [0.8, 0.9]},
+        cfg={
+            "shares": [0.4, 0.6],
+            "stops": [0.8, 0.9],
+            "maps": {name: settings_of(name)[1] for name in METHODS},
+        },
         code=code("savings.py", *(f"xaiclip.explain.{name}" for name in METHODS)),
     message:
         "What shorter plans would have saved and lost"

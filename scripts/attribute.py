@@ -59,7 +59,7 @@ with job(snakemake) as log:
         failed, attributions = [], []
         with left_out(failed, item.case, "attribute", item.index):
             if one:
-                attributions, seconds = attribute_slice(one)
+                attributions, seconds = attribute_slice(one, cfg["settings"])
                 rows += rows_of(item, one, earlier, attributions, seconds)
         if failed or not one:
             rows += rows_of(item, None, earlier + failed)

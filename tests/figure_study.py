@@ -37,7 +37,7 @@ BATCH = "test-0"
 VALUES = ("soft_dice", "in_mask_probability", "hard_dice", "hard_iou")
 FEW: Mapping[str, Mapping[str, Any]] = {
     "occlusion": {},
-    "lime": {"variants": ["felzenszwalb", "slic"], "samples": 12, "min_samples": 6},
+    "lime": {"superpixels": ["felzenszwalb", "slic"], "samples": 12, "min_samples": 6},
     "rise": {"masks": 12, "estimators": ["covariance", "paper"]},
 }
 COST = {

@@ -6,8 +6,9 @@ from lime.lime_image import LimeImageExplainer
 from explain_fakes import PROMPTS, FakeSegmenter, context, picture, rois, table
 from xaiclip.errors import CaseError
 from xaiclip.explain.engine import fill_image, score, segment
-from xaiclip.explain.lime import Settings, aggregate, plans, superpixels, surrogate
+from xaiclip.explain.lime import PlanSettings, aggregate, plans, superpixels, surrogate
 from xaiclip.explain.plan import SuperpixelPlan
+from xaiclip.explain.settings import read
 from xaiclip.explain.values import soft_dice
 
 RNG = np.random.default_rng(0)
@@ -73,15 +74,15 @@ def test_surrogate_finds_a_linear_model():
 )
 def test_superpixels(name, fewest, most):
     image = context().image
-    labels = superpixels(name, image, Settings())
+    labels = superpixels(name, image, PlanSettings())
     assert labels.shape == (512, 512)
     assert labels.min() == 0
     assert fewest <= len(np.unique(labels)) <= most
-    assert np.array_equal(labels, superpixels(name, image, Settings()))
+    assert np.array_equal(labels, superpixels(name, image, PlanSettings()))
 
 
 def test_a_scale_that_two_variants_share_is_scored_once():
-    made = plans(context(settings={"samples": 20, "variants": ["felzenszwalb", "multiscale"]}))
+    made = plans(context(settings={"samples": 20, "superpixels": ["felzenszwalb", "multiscale"]}))
     assert list(made) == ["felzenszwalb_100", "felzenszwalb_50", "felzenszwalb_200"]
     assert all(plan.n_forwards == plan.n_full == 19 for plan in made.values())
 
@@ -92,7 +93,7 @@ def test_a_scale_that_two_variants_share_is_scored_once():
 )
 def test_samples_under_guidance(guided_samples, min_samples, samples):
     settings = {
-        "variants": ["slic"],
+        "superpixels": ["slic"],
         "samples": 200,
         "guided_samples": guided_samples,
         "min_samples": min_samples,
@@ -107,7 +108,7 @@ def test_samples_under_guidance(guided_samples, min_samples, samples):
 
 def test_image_is_segmented_before_it_is_cut():
     """Within the ROI the superpixels are those of the whole image; outside there are none."""
-    settings = {"variants": ["slic"], "samples": 20}
+    settings = {"superpixels": ["slic"], "samples": 20}
     full = plans(context(settings=settings))["slic"].segments
     guided = plans(context(guided=True, settings=settings))["slic"].segments
     union = rois().any(0)
@@ -120,7 +121,7 @@ def test_maps_are_defined_in_each_organs_own_roi():
     ctx = context(guided=True, settings={"samples": 30})
     made = plans(ctx)
     attributions = aggregate(made, tables(made), ctx)
-    assert [one.variant for one in attributions[::2]] == list(Settings().variants)
+    assert [one.variant for one in attributions[::2]] == list(PlanSettings().superpixels)
     assert [one.primary for one in attributions] == [True, True] + 6 * [False]
     for one in attributions:
         roi = rois()[ctx.organs.index(one.organ)]
@@ -132,7 +133,7 @@ def test_maps_are_defined_in_each_organs_own_roi():
 
 
 def test_importance_lies_where_the_score_comes_from():
-    ctx = context(settings={"variants": ["slic"], "samples": 300})
+    ctx = context(settings={"superpixels": ["slic"], "samples": 300})
     made = plans(ctx)
     liver, _ = aggregate(made, tables(made, lambda plan: plan.on[:, [40, 80]]), ctx)
     assert made["slic"].segments[np.unravel_index(liver.map.argmax(), (512, 512))] == 40
@@ -140,7 +141,7 @@ def test_importance_lies_where_the_score_comes_from():
 
 def test_the_multiscale_map_and_its_r2_are_means_over_the_scales():
     """Each scale's map by itself, stretched to 0…1, and its fit."""
-    settings = {"samples": 60, "variants": ["multiscale"], "scales": [50, 200]}
+    settings = {"samples": 60, "superpixels": ["multiscale"], "scales": [50, 200]}
     ctx = context(settings=settings)
     made = plans(ctx)
     scored = tables(made)
@@ -148,7 +149,9 @@ def test_the_multiscale_map_and_its_r2_are_means_over_the_scales():
         alone, fits = [], []
         for scale in (50, 200):
             name = f"felzenszwalb_{scale}"
-            single = context(settings={"samples": 60, "variants": ["felzenszwalb"], "scale": scale})
+            single = context(
+                settings={"samples": 60, "superpixels": ["felzenszwalb"], "scale": scale}
+            )
             (part,) = (
                 other
                 for other in aggregate({name: made[name]}, {name: scored[name]}, single)
@@ -162,7 +165,7 @@ def test_the_multiscale_map_and_its_r2_are_means_over_the_scales():
 
 
 def test_constant_scores_give_constant_maps():
-    ctx = context(settings={"samples": 20, "variants": ["multiscale"]})
+    ctx = context(settings={"samples": 20, "superpixels": ["multiscale"]})
     made = plans(ctx)
     ones = tables(made, lambda plan: np.ones((plan.n_forwards, 2)))
     assert all((one.map == 0).all() for one in aggregate(made, ones, ctx))
@@ -170,7 +173,9 @@ def test_constant_scores_give_constant_maps():
 
 def test_seed_decides_the_samples():
     def drawn(seed):
-        return plans(context(seed=seed, settings={"variants": ["slic"], "samples": 20}))["slic"].on
+        return plans(context(seed=seed, settings={"superpixels": ["slic"], "samples": 20}))[
+            "slic"
+        ].on
 
     assert np.array_equal(drawn(1), drawn(1))
     assert not np.array_equal(drawn(1), drawn(2))
@@ -179,7 +184,7 @@ def test_seed_decides_the_samples():
 def test_a_single_superpixel_is_enough():
     dot = np.zeros((2, 512, 512), bool)
     dot[:, 250:253, 250:253] = True
-    ctx = context(rois=dot, settings={"variants": ["slic", "multiscale"], "samples": 20})
+    ctx = context(rois=dot, settings={"superpixels": ["slic", "multiscale"], "samples": 20})
     made = plans(ctx)
     assert made["slic"].on.shape[1] <= 4
     for one in aggregate(made, tables(made), ctx):
@@ -187,7 +192,7 @@ def test_a_single_superpixel_is_enough():
 
 
 def test_no_superpixel_in_the_roi():
-    ctx = context(rois=np.zeros((2, 512, 512), bool), settings={"variants": ["slic"]})
+    ctx = context(rois=np.zeros((2, 512, 512), bool), settings={"superpixels": ["slic"]})
     with pytest.raises(CaseError, match="superpixel"):
         plans(ctx)
 
@@ -202,5 +207,7 @@ def test_no_superpixel_in_the_roi():
 def test_superpixels_follow_their_settings(name, coarse, fine):
     wave = np.sin(np.arange(512) / 20)
     image = (127 + 60 * np.add.outer(wave, wave)).astype(np.uint8)
-    few, many = (superpixels(name, image, Settings(**{name: one})).max() for one in (coarse, fine))
+    few, many = (
+        superpixels(name, image, read(PlanSettings, {name: one})).max() for one in (coarse, fine)
+    )
     assert 0 < few < many

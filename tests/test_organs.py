@@ -31,7 +31,7 @@ LAST = ORGANS[-1]
 VALUES = ("soft_dice", "in_mask_probability", "hard_dice", "hard_iou")
 SETTINGS = {
     "occlusion": {"window": 128, "stride": 64},
-    "lime": {"variants": ["slic", "felzenszwalb"], "samples": 20, "min_samples": 5},
+    "lime": {"superpixels": ["slic", "felzenszwalb"], "samples": 20, "min_samples": 5},
     "rise": {"masks": 20, "estimators": ["covariance", "paper", "control_variate"]},
 }
 
@@ -169,7 +169,7 @@ class TwoPlans:
     """A method of two plans, in one of which the liver has no part."""
 
     @dataclass(frozen=True)
-    class Settings:
+    class PlanSettings:
         pass
 
     @staticmethod
@@ -261,8 +261,8 @@ def test_superpixel_maps_of_one_slice_have_draws_of_their_own():
     names = {"felzenszwalb_100": 9, "slic": 9, "quickshift": 9}
     tiles = (np.arange(512)[:, None] // 171 * 3 + np.arange(512) // 171).astype(np.int64)
     scores, _ = score_slice(MODEL, target(), run("rise"))
-    context = replace(scores.context, settings={"samples": 30, "variants": [*names]})
-    settings = lime.Settings(**context.settings)
+    context = replace(scores.context, settings={"samples": 30, "superpixels": [*names]})
+    settings = lime.PlanSettings(**context.settings)
     drawn = []
     for name in names:
         with pytest.MonkeyPatch.context() as patch:

@@ -20,7 +20,7 @@ MODEL = FakeSegmenter()
 SPECK = np.array([0.0, 0.0, 2.0, 2.0])  # too small a box for the model to see
 SETTINGS = {
     "occlusion": {"window": 64, "stride": 64},
-    "lime": {"variants": ["slic"], "samples": 20, "min_samples": 5},
+    "lime": {"superpixels": ["slic"], "samples": 20, "min_samples": 5},
     "rise": {"masks": 20},
 }
 
@@ -167,12 +167,12 @@ def test_one_encode_serves_all_organs():
 
 
 @dataclass(frozen=True)
-class Settings:
+class PlanSettings:
     tiles: int = 4
 
 
 def plans(context):
-    side = 512 // Settings(**context.settings).tiles
+    side = 512 // PlanSettings(**context.settings).tiles
     at = np.arange(512) // side
     segments = (at[:, None] * (at[-1] + 1) + at).astype(np.int32)
     on = ~np.eye(segments.max() + 1, dtype=bool)
@@ -191,7 +191,7 @@ def aggregate(plans, tables, context):
 
 def test_a_fourth_method_is_one_module(monkeypatch, tmp_path):
     module = types.ModuleType("xaiclip.explain.ablation")
-    module.Settings, module.plans, module.aggregate = Settings, plans, aggregate
+    module.PlanSettings, module.plans, module.aggregate = PlanSettings, plans, aggregate
     monkeypatch.setitem(sys.modules, module.__name__, module)
     done, _ = score_batch(MODEL, [target()], Run("ablation", {"tiles": 8}))
     save_scores(tmp_path / "batch.npz", done)
@@ -204,7 +204,7 @@ def test_a_fourth_method_is_one_module(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("occlusoin", "no explanation method 'occlusoin'"), ("engine", "lacks Settings, plans")],
+    [("occlusoin", "no explanation method 'occlusoin'"), ("engine", "lacks PlanSettings, plans")],
 )
 def test_unknown_methods(name, message):
     with pytest.raises(ConfigError, match=message):

@@ -173,7 +173,7 @@ def test_a_whole_budget_is_the_full_plan():
 
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [("rise", {"masks": 60}), ("lime", {"variants": ["felzenszwalb"], "samples": 60})],
+    [("rise", {"masks": 60}), ("lime", {"superpixels": ["felzenszwalb"], "samples": 60})],
 )
 def test_stopping_makes_the_first_of_the_same_forwards(method, settings):
     full, _ = sliced(method, settings)
@@ -220,7 +220,7 @@ def test_savings_stand_beside_losses():
     ("method", "settings", "first"),
     [
         ("rise", {"masks": 40, "estimators": ["paper", "covariance"]}, "paper"),
-        ("lime", {"variants": ["slic", "felzenszwalb"], "samples": 30}, "slic"),
+        ("lime", {"superpixels": ["slic", "felzenszwalb"], "samples": 30}, "slic"),
     ],
 )
 def test_savings_are_of_the_first_variant_and_its_forwards(method, settings, first):
@@ -294,7 +294,7 @@ def slopes(seed, masks, sampling, estimator, probability=0.5, score=saturating):
     drawn = {"masks": masks, "sampling": sampling, "probability": probability}
     ctx = context(seed=seed, settings=drawn)
     plan = rise.plans(ctx)["masks"]
-    settings = rise.Settings(**ctx.settings)
+    settings = ctx.read(rise.PlanSettings)
     made, errors = rise.slopes_at_points(estimator, plan, score(plan)[:, :1], settings)
     return made[0], errors[0]
 
@@ -367,7 +367,7 @@ def test_the_regression_never_saw_what_it_predicts(sampling, monkeypatch):
             return super().fit(features, values)
 
     monkeypatch.setattr(rise, "RidgeCV", Spy)
-    rise.slopes_at_points("control_variate", plan, scores[:, None], rise.Settings(**settings))
+    rise.slopes_at_points("control_variate", plan, scores[:, None], ctx.read(rise.PlanSettings))
     left = [set(scores) - seen for seen in fitted]
     assert sorted(number for fold in left for number in fold) == [*scores]
     assert [len(fold) for fold in left] == [8] * 5
@@ -378,7 +378,7 @@ def test_the_regression_never_saw_what_it_predicts(sampling, monkeypatch):
 @pytest.mark.parametrize("sampling", ["plain", "antithetic"])
 def test_a_stop_asks_the_least_stable_organ_and_keeps_pairs_together(sampling):
     """Halves written out: every second mask, or every second pair, of the least reliable organ."""
-    settings = rise.Settings(masks=80, sampling=sampling, probability=0.4)
+    settings = rise.PlanSettings(masks=80, sampling=sampling, probability=0.4)
     ctx = context(guided=True, settings=vars(settings))
     plan = rise.plans(ctx)["masks"]
     rng = np.random.default_rng(2)
@@ -454,7 +454,7 @@ def test_few_masks_and_a_small_roi_do_not_break_the_control_variate(masks):
 def test_few_masks_are_weighed_by_hand():
     """Too few for a regression: each score less the mean of the other folds, which do not cancel
     as 7 masks fill 5 folds unequally."""
-    settings = rise.Settings(masks=7, probability=0.3)
+    settings = rise.PlanSettings(masks=7, probability=0.3)
     plan = rise.plans(context(settings=vars(settings)))["masks"]
     scores = 5 + np.random.default_rng(8).random(7)
     others = [[k for k in range(7) if k % 5 != own % 5] for own in range(7)]
@@ -535,7 +535,7 @@ def test_lime_errors_by_hand(group):
 def test_lime_goes_on_until_the_worst_organ_is_reliable(noisy):
     """Two organs are a function of one superpixel; the third, wherever it stands, is noise."""
     rng = np.random.default_rng(6)
-    settings = {"variants": ["slic"], "samples": 400, "stop": 0.8}
+    settings = {"superpixels": ["slic"], "samples": 400, "stop": 0.8}
     ctx = context(organs=("spleen", "liver", "pancreas"), masks=np.ones((3, 512, 512), bool),
                   settings=settings)  # fmt: skip
     every = lime.plans(replace(ctx, settings={**settings, "stop": None}))["slic"]
@@ -556,7 +556,7 @@ def test_lime_goes_on_until_the_worst_organ_is_reliable(noisy):
 
 
 def test_paired_samples_are_complements():
-    settings = {"variants": ["slic"], "samples": 20, "sampling": "paired"}
+    settings = {"superpixels": ["slic"], "samples": 20, "sampling": "paired"}
     plan = lime.plans(context(settings=settings))["slic"]
     assert plan.n_forwards == plan.n_full == 19
     assert (plan.on[:18:2] ^ plan.on[1:18:2]).all()
@@ -564,7 +564,7 @@ def test_paired_samples_are_complements():
 
 
 def test_each_superpixel_map_stops_for_itself():
-    settings = {"variants": ["slic", "felzenszwalb"], "samples": 200, "stop": 0.5}
+    settings = {"superpixels": ["slic", "felzenszwalb"], "samples": 200, "stop": 0.5}
     ctx = context(settings=settings)
     made = lime.plans(ctx)
     assert {plan.n_forwards for plan in made.values()} == {block_size(200)}

@@ -12,7 +12,7 @@ from xaiclip.explain.store import SliceScores, load_scores, save_frame, save_sco
 
 SETTINGS = {
     "occlusion": {"window": 128, "stride": 128, "min_overlap": 0.0},
-    "lime": {"variants": ["slic", "multiscale"], "samples": 12, "min_samples": 4},
+    "lime": {"superpixels": ["slic", "multiscale"], "samples": 12, "min_samples": 4},
     "rise": {"masks": 12},
 }
 

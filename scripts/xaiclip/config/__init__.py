@@ -1,6 +1,7 @@
 """The configuration: checked against its schema, completed with its defaults.
 
-The schema (config/schema.json) is the one place that knows the keys, their types and defaults.
+The schema (config/schema.json) is the one place that knows the keys, their types and defaults; but
+those of the methods, which stand in the methods' modules (`xaiclip.config.methods`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import jsonschema
 
+from xaiclip.config import methods
 from xaiclip.config.constraints import check_together
 from xaiclip.config.names import check_text
 from xaiclip.errors import ConfigError
@@ -24,9 +26,15 @@ from xaiclip.errors import ConfigError
 SCHEMA_PATH = Path(__file__).parents[3] / "config" / "schema.json"
 
 
-def load_schema(path: Path = SCHEMA_PATH) -> dict[str, Any]:
-    """Read a JSON schema."""
-    schema: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+def load_schema(*, own: bool = False) -> dict[str, Any]:
+    """The JSON schema of the configuration, with the sections of all methods.
+
+    Args:
+        own: leave out the methods of other packages, which belong to no documentation.
+    """
+    schema: dict[str, Any] = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
+    every = schema["properties"]["methods"]["properties"]
+    every |= {name: methods.section(one) for name, one in methods.methods(own=own).items()}
     return schema
 
 
@@ -88,7 +96,7 @@ def leaves(
 
 def document(schema: Mapping[str, Any] | None = None) -> str:
     """Every key with its default and meaning, as Markdown: the content of config/README.md."""
-    schema = load_schema() if schema is None else schema
+    schema = load_schema(own=True) if schema is None else schema
     lines = [
         "# Configuration",
         "",
@@ -114,7 +122,7 @@ def document(schema: Mapping[str, Any] | None = None) -> str:
         "* paths with `$`, quotes, backticks, backslashes, `<`, `>` or control characters; with",
         "  braces, too, unless they lead to a sheet, a scan or a `factory`.",
         "",
-        "This page is written by `make docs` from `schema.json`.",
+        "This page is written by `make docs` from `schema.json` and the methods' modules.",
         "",
         "| key | default | meaning |",
         "| --- | --- | --- |",
@@ -126,8 +134,10 @@ def document(schema: Mapping[str, Any] | None = None) -> str:
             value = value[part]
         default = json.dumps(value, ensure_ascii=False)
         meaning = leaf.get("description", "")
-        if "enum" in leaf:
-            meaning += f" One of: {', '.join(f'`{item}`' for item in leaf['enum'])}."
+        several = leaf.get("items", {}) if "array" in leaf.get("type", ()) else {}
+        for words, choice in (("One of", leaf), ("Out of", several)):
+            if "enum" in choice:
+                meaning += f" {words}: {', '.join(f'`{item}`' for item in choice['enum'])}."
         meaning += _limits(leaf)
         lines.append(f"| `{key}` | `{default}` | {meaning} |".replace("\n", " "))
     return "\n".join(lines) + "\n"

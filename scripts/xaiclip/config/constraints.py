@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from xaiclip.config.names import check_class, check_distinct, check_path
@@ -14,7 +12,6 @@ from xaiclip.published.catalogue import WEIGHTS
 
 Config = Mapping[str, Any]
 
-_METHODS = Path(__file__).parents[1] / "explain"
 #: Side of the grid that explanations are made on, in pixels.
 _GRID = 512
 #: More windows would each differ from the next by a hair, and take days.
@@ -170,14 +167,6 @@ def _check_localizer(config: Config) -> None:
 
 def _check_explain(config: Config) -> None:
     explain, methods = config["explain"], config["methods"]
-    for method in methods:
-        # each is a module of its own; a name that is misspelled would be left aside in silence
-        plain = re.fullmatch(r"[a-z][a-z0-9_]*", method)
-        if not plain or not (_METHODS / f"{method}.py").is_file():
-            raise ConfigError(
-                f"config key 'methods' has {method!r}, of which there is no module in "
-                "scripts/xaiclip/explain."
-            )
     for method in explain["methods"]:
         if method not in methods:
             raise ConfigError(
@@ -206,6 +195,18 @@ def _check_explain(config: Config) -> None:
             f"config key 'methods.lime.min_samples' is {lime['min_samples']}, more than 'samples' "
             f"({lime['samples']}): lower it."
         )
+    planned = {scale for one in lime["superpixels"] for scale in _superpixels(lime, one)}
+    for variant in lime["variants"] or ():
+        if not planned.issuperset(_superpixels(lime, variant)):
+            raise ConfigError(
+                f"config key 'methods.lime.variants' names '{variant}', of which "
+                f"'methods.lime.superpixels' lacks the superpixels: add it there."
+            )
+
+
+def _superpixels(lime: Config, name: str) -> list[Any]:
+    """The superpixel maps behind a name: Felzenszwalb's by their scales."""
+    return {"multiscale": lime["scales"], "felzenszwalb": [lime["scale"]]}.get(name, [name])
 
 
 def _check_segmenter(segmenter: Config) -> None:

@@ -1,8 +1,11 @@
 """Explanations by perturbation: perturb → score → aggregate.
 
-A method is one module of this package that offers
+A method is one module, of this package or of another one that names it in the entry-point group
+``xaiclip.methods``. It offers
 
-- ``Settings``: a frozen dataclass, the method's section of the configuration;
+- ``PlanSettings`` and, if it has any, ``MapSettings``: frozen dataclasses of `settings.setting`,
+  together the method's section of the configuration. The first is what the forwards hang on, the
+  second what only ``aggregate`` reads;
 - ``plans(context) -> dict[str, Plan]``: which pixels each forward replaces;
 - ``aggregate(plans, tables, context) -> list[Attribution]``: score tables into maps.
 
@@ -15,6 +18,8 @@ The engine does the rest. Importing this package loads neither torch nor any met
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from xaiclip.errors import ConfigError
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
 class Method(Protocol):
     """What a method's module offers."""
 
-    Settings: type[Any]
+    PlanSettings: type[Any]
 
     @staticmethod
     def plans(context: Context) -> dict[str, Plan]:
@@ -56,25 +61,37 @@ def refine(
     return propose(plans, tables, context) if propose else {}
 
 
+#: The entry-point group of methods that other packages bring.
+GROUP = "xaiclip.methods"
+
+
 def method(name: str) -> Method:
-    """Load the method ``xaiclip.explain.<name>``.
+    """Load the method ``xaiclip.explain.<name>``, or the one that another package brings.
 
     Raises:
-        ConfigError: there is no such module, or it is no method.
+        ConfigError: there is no such method, or its module is none.
     """
-    qualified = f"{__name__}.{name}"
+    qualified = module_of(name)
     try:
         module = importlib.import_module(qualified)
     except ModuleNotFoundError as error:
         if error.name != qualified:
             raise
         raise ConfigError(
-            f"There is no explanation method '{name}': correct 'explain.methods', "
-            f"or add scripts/xaiclip/explain/{name}.py."
+            f"There is no explanation method '{name}': correct 'explain.methods', add "
+            f"scripts/xaiclip/explain/{name}.py, or install the package that brings it."
         ) from None
-    missing = [part for part in ("Settings", "plans", "aggregate") if not hasattr(module, part)]
+    missing = [part for part in ("PlanSettings", "plans", "aggregate") if not hasattr(module, part)]
     if missing:
         raise ConfigError(
             f"The module '{qualified}' is no explanation method: it lacks {', '.join(missing)}."
         )
     return cast(Method, module)
+
+
+def module_of(name: str) -> str:
+    """The dotted name of a method's module; a method of this package is preferred."""
+    if not Path(__file__).with_name(f"{name}.py").is_file():
+        for entry in entry_points(group=GROUP, name=name):
+            return entry.value
+    return f"{__name__}.{name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb, quickshift, slic
 from sklearn.metrics import pairwise_distances
 
-from xaiclip.errors import CaseError
+from xaiclip.errors import CaseError, ConfigError
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.explain.engine import ScoreTable
 from xaiclip.explain.plan import Context, Plan, SuperpixelPlan
+from xaiclip.explain.settings import section, setting
 from xaiclip.explain.uncertainty import block_size, reliability, summary
 
 MULTISCALE = "multiscale"
@@ -26,36 +27,77 @@ KERNEL_WIDTH = 0.25  # of lime_image
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Superpixels and samples; the unperturbed image is one of the ``samples``, as in lime.
+class Slic:
+    """Arguments of skimage.segmentation.slic."""
 
-    ``paired`` sampling follows each sample with its complement (Covert and Lee 2021). ``stop``: no
-    more samples of a superpixel map once every organ's coefficients are this reliable
-    (`uncertainty.reliability`).
+    n_segments: int = setting(150, "SLIC: superpixels wished for.", minimum=2, maximum=5000)
+    compactness: float = setting(0.1, "SLIC: weight of nearness against likeness.", minimum=0.001)
 
-    Under guidance ``proportional`` keeps the samples per superpixel (but at least
-    ``min_samples``), ``equal`` the number of samples.
 
-    ``scale``, ``sigma``, ``min_size`` and ``scales`` are Felzenszwalb's; ``slic`` and
-    ``quickshift`` hold arguments of skimage.segmentation's functions of these names.
-    """
+@dataclass(frozen=True)
+class QuickShift:
+    """Arguments of skimage.segmentation.quickshift."""
 
-    variants: Sequence[str] = ("felzenszwalb", "slic", "quickshift", MULTISCALE)
-    samples: int = 500
-    guided_samples: str = "proportional"
-    min_samples: int = 50
-    scale: float = 100
-    sigma: float = 0.5
-    min_size: int = 50
-    scales: Sequence[float] = (50, 100, 200)
-    slic: Mapping[str, float] = field(
-        default_factory=lambda: {"n_segments": 150, "compactness": 0.1}
+    kernel_size: float = setting(
+        3,
+        "QuickShift: width of the density's kernel, in pixels of 256 × 256.",
+        minimum=1,
+        maximum=50,
     )
-    quickshift: Mapping[str, float] = field(
-        default_factory=lambda: {"kernel_size": 3, "max_dist": 10, "ratio": 0.5}
+    max_dist: float = setting(
+        10,
+        "QuickShift: cut-off for distances; higher gives fewer superpixels.",
+        minimum=5,
+        maximum=256,
     )
-    sampling: str = "plain"
-    stop: float | None = None
+    ratio: float = setting(
+        0.5, "QuickShift: weight of grey values against nearness.", minimum=0, maximum=1
+    )
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """Superpixel maps, and the samples of each; the unperturbed image is one, as in lime."""
+
+    superpixels: Sequence[str] = setting(
+        ("felzenszwalb", "slic", "quickshift", "multiscale"),
+        "Superpixel maps that are perturbed, each with samples of its own; `multiscale` is "
+        "Felzenszwalb's at all `scales`.",
+        one_of=("felzenszwalb", "slic", "quickshift", "multiscale"),
+    )
+    samples: int = setting(
+        64,
+        "Perturbed samples of each superpixel map (the paper: 500).",
+        minimum=4,
+        maximum=1_000_000,
+    )
+    guided_samples: str = setting(
+        "proportional",
+        "Under guidance: as many samples per superpixel as without, or as many samples.",
+        one_of=("proportional", "equal"),
+    )
+    min_samples: int = setting(32, "Never fewer than this.", minimum=4, maximum=1_000_000)
+    scale: float = setting(100, "Felzenszwalb: scale.", minimum=1)
+    sigma: float = setting(0.5, "Felzenszwalb: smoothing.", minimum=0, maximum=50)
+    min_size: int = setting(50, "Felzenszwalb: smallest superpixel.", minimum=4, maximum=65536)
+    scales: Sequence[float] = setting(
+        (50, 100, 200), "Scales of the multi-scale variant.", minimum=1
+    )
+    slic: Slic = section(Slic, "Arguments of skimage's slic.")
+    quickshift: QuickShift = section(QuickShift, "Arguments of skimage's quickshift.")
+    sampling: str = setting(
+        "plain",
+        "paired: each sample is followed by its complement (Covert and Lee 2021).",
+        one_of=("plain", "paired"),
+    )
+    stop: float | None = setting(
+        None,
+        "No more samples once the surrogate's coefficients are this reliable (0 to 1); null takes "
+        "all.",
+        above=0,
+        below=1,
+        adaptive=True,
+    )
 
     @property
     def group(self) -> int:
@@ -69,9 +111,21 @@ class Settings:
         return [f"felzenszwalb_{self.scale:g}" if variant == "felzenszwalb" else variant]
 
 
+@dataclass(frozen=True)
+class MapSettings:
+    """Maps that are made of the superpixels."""
+
+    variants: Sequence[str] | None = setting(
+        None,
+        "Maps that are made of the `superpixels`; null makes each. The first is the primary one of "
+        "the tables.",
+        one_of=("felzenszwalb", "slic", "quickshift", "multiscale"),
+    )
+
+
 def plans(context: Context) -> dict[str, Plan]:
     """Random superpixels on or off, half of them on average."""
-    settings = Settings(**context.settings)
+    settings = context.read(PlanSettings)
     drawn = _draw(settings, context)
     if settings.stop is None:
         return {**drawn}
@@ -82,7 +136,7 @@ def refine(
     plans: Mapping[str, Plan], tables: Mapping[str, ScoreTable], context: Context
 ) -> dict[str, Plan]:
     """The next tenth of the samples of each superpixel map whose surrogate is still uncertain."""
-    settings = Settings(**context.settings)
+    settings = context.read(PlanSettings)
     if settings.stop is None:
         return {}
     more: dict[str, Plan] = {}
@@ -101,7 +155,7 @@ def stability(plan: SuperpixelPlan, table: ScoreTable, context: Context) -> floa
     first = context.explained[:1]
     scores = np.concatenate([table.baseline_of(first)[None], table.of(first)])
     coefficients, _ = surrogate(plan.on, scores)
-    errors = coefficient_errors(plan.on, scores, coefficients, Settings(**context.settings).group)
+    errors = coefficient_errors(plan.on, scores, coefficients, context.read(PlanSettings).group)
     if plan.on.shape[1] < 2:
         return 1.0  # one superpixel has no ranking
     return min(reliability(*one) for one in zip(coefficients[:, 0], errors[:, 0], strict=True))
@@ -115,11 +169,19 @@ def aggregate(
     The multi-scale map is the mean of the scales' maps, each stretched to [0, 1]; it has no
     standard error.
     """
-    settings = Settings(**context.settings)
+    settings = context.read(PlanSettings)
+    variants = context.read(MapSettings).variants or settings.superpixels
+    needed = dict.fromkeys(name for variant in variants for name in settings.plans_of(variant))
+    if missing := [name for name in needed if name not in plans]:
+        raise ConfigError(
+            f"LIME's superpixels '{missing[0]}' were not perturbed: add what 'variants' names to "
+            "'methods.lime.superpixels'."
+        )
     maps: dict[str, NDArray[np.float32]] = {}
     errors: dict[str, NDArray[np.float32]] = {}
     r2, trust = {}, {}
-    for name, plan in plans.items():
+    for name in needed:
+        plan = plans[name]
         assert isinstance(plan, SuperpixelPlan)
         scores, whole = (
             tables[name].of(context.explained),
@@ -133,7 +195,7 @@ def aggregate(
             values = numbers.astype(np.float32)[..., plan.segments]
             drawn[name] = np.where(context.domains[:, None], values, np.float32(np.nan))
     attributions = []
-    for position, variant in enumerate(settings.variants):
+    for position, variant in enumerate(variants):
         names = settings.plans_of(variant)
         stretch = _stretch if variant == MULTISCALE else np.asarray
         attributions += context.attributions(
@@ -150,7 +212,7 @@ def aggregate(
     return attributions
 
 
-def superpixels(name: str, image: NDArray[np.uint8], settings: Settings) -> NDArray[np.int64]:
+def superpixels(name: str, image: NDArray[np.uint8], settings: PlanSettings) -> NDArray[np.int64]:
     """Superpixels of a slice (512, 512), as labels from 0; the last few are remembered."""
     kind, _, scale = name.partition("_")
     if kind == "felzenszwalb":
@@ -160,7 +222,7 @@ def superpixels(name: str, image: NDArray[np.uint8], settings: Settings) -> NDAr
             "min_size": settings.min_size,
         }
     else:
-        options = settings.slic if kind == "slic" else settings.quickshift
+        options = asdict(settings.slic if kind == "slic" else settings.quickshift)
     return _superpixels(kind, image.tobytes(), tuple(options.items()))
 
 
@@ -249,13 +311,13 @@ def _kernel(distances: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.sqrt(np.exp(-(distances**2) / KERNEL_WIDTH**2)))
 
 
-def _draw(settings: Settings, context: Context) -> dict[str, SuperpixelPlan]:
+def _draw(settings: PlanSettings, context: Context) -> dict[str, SuperpixelPlan]:
     """All samples that the settings allow; a shorter run makes the first of them."""
-    names = dict.fromkeys(name for one in settings.variants for name in settings.plans_of(one))
+    names = dict.fromkeys(name for one in settings.superpixels for name in settings.plans_of(one))
     return {name: _plan(name, settings, context) for name in names}
 
 
-def _plan(name: str, settings: Settings, context: Context) -> SuperpixelPlan:
+def _plan(name: str, settings: PlanSettings, context: Context) -> SuperpixelPlan:
     everything = superpixels(name, context.image, settings)
     # the image is segmented whole: zeros outside the ROI would draw false edges
     found = np.unique(everything[context.union])

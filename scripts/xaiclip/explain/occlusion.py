@@ -19,6 +19,7 @@ from xaiclip.errors import CaseError
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.explain.engine import ScoreTable
 from xaiclip.explain.plan import Context, Plan, WindowPlan
+from xaiclip.explain.settings import setting
 from xaiclip.explain.surface import Surface, surface
 
 WINDOWS = "windows"
@@ -29,21 +30,30 @@ _KNOWN = 1e-9  # share of the largest variance: below it, rounding
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Pixels of the canonical grid. A window counts if more than ``min_overlap`` of it is ROI.
+class PlanSettings:
+    """Pixels of the canonical grid."""
 
-    ``budget`` is the share of the windows that may be hidden; below 1, coarse to fine.
-    """
-
-    window: int = 64
-    stride: int = 32
-    min_overlap: float = 0.0
-    budget: float = 1.0
+    window: int = setting(64, "Side of the window.", minimum=4, maximum=512)
+    stride: int = setting(32, "Step of the window.", minimum=1, maximum=512)
+    min_overlap: float = setting(
+        0.0,
+        "A window counts if more than this share of it lies in the ROI.",
+        minimum=0,
+        below=1,
+    )
+    budget: float = setting(
+        1.0,
+        "Share of the windows that may be hidden; below 1, coarse to fine: the others' drops are "
+        "guessed (docs/sampling.md).",
+        above=0,
+        maximum=1,
+        adaptive=True,
+    )
 
 
 def plans(context: Context) -> dict[str, Plan]:
     """Every window, or the coarse ones; under guidance those that meet the ROI of some organ."""
-    settings = Settings(**context.settings)
+    settings = context.read(PlanSettings)
     every = _every_window(settings, context)
     return {WINDOWS: every.take(_coarse(every, settings))}
 
@@ -58,7 +68,7 @@ def refine(
     al. 2005), times how closely pixel and window go together, over all pixels and organs; within
     a round, a window that is taken makes what goes with it more certain.
     """
-    settings = Settings(**context.settings)
+    settings = context.read(PlanSettings)
     every = _every_window(settings, context)
     made = _rows(every, plans[WINDOWS])
     left = _allowed(every, settings) - len(made)
@@ -140,7 +150,7 @@ def aggregate(
     plan, table = plans[WINDOWS], tables[WINDOWS]
     assert isinstance(plan, WindowPlan)
     drop = table.baseline_of(context.explained) - table.of(context.explained)
-    settings = Settings(**context.settings)
+    settings = context.read(PlanSettings)
     if settings.budget < 1:
         plan, drop = _completed(plan, drop, settings, context)
     # one more column counts the windows; sums of float32 numbers are exact in float64
@@ -153,7 +163,7 @@ def aggregate(
     return context.attributions("window", [WINDOWS], maps, primary=True)
 
 
-def _every_window(settings: Settings, context: Context) -> WindowPlan:
+def _every_window(settings: PlanSettings, context: Context) -> WindowPlan:
     steps = -(-max(GRID - settings.window, 0) // settings.stride) + 1
     starts = np.arange(steps) * settings.stride
     y, x = (grid.ravel() for grid in np.meshgrid(starts, starts, indexing="ij"))
@@ -169,11 +179,11 @@ def _every_window(settings: Settings, context: Context) -> WindowPlan:
     return WindowPlan(members[met], len(windows), windows[met])
 
 
-def _allowed(every: WindowPlan, settings: Settings) -> int:
+def _allowed(every: WindowPlan, settings: PlanSettings) -> int:
     return max(1, int(settings.budget * every.n_forwards + 1e-9))
 
 
-def _coarse(every: WindowPlan, settings: Settings) -> NDArray[np.intp]:
+def _coarse(every: WindowPlan, settings: PlanSettings) -> NDArray[np.intp]:
     """The windows of the first round: every second one, or fourth, …, and one for each organ.
 
     They take no more than three quarters of the budget, unless the organs need it.
@@ -193,7 +203,7 @@ def _coarse(every: WindowPlan, settings: Settings) -> NDArray[np.intp]:
     return np.flatnonzero(chosen)
 
 
-def _places(every: WindowPlan, settings: Settings, context: Context) -> NDArray[np.float64]:
+def _places(every: WindowPlan, settings: PlanSettings, context: Context) -> NDArray[np.float64]:
     """Coordinates of the windows for each organ: (O, N, 3).
 
     Row and column in strides, and the covered share of the organ's own mask, so that windows on
@@ -226,7 +236,7 @@ def _rows(every: WindowPlan, plan: Plan) -> NDArray[np.intp]:
 
 
 def _completed(
-    plan: WindowPlan, drop: NDArray[np.float32], settings: Settings, context: Context
+    plan: WindowPlan, drop: NDArray[np.float32], settings: PlanSettings, context: Context
 ) -> tuple[WindowPlan, NDArray[np.float32]]:
     """Every window with its drop (N, O, V), measured or guessed."""
     every = _every_window(settings, context)

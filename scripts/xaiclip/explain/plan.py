@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xaiclip.explain.attribution import GRID, Attribution
+from xaiclip.explain.settings import Kind, read
 
 _CHUNK = 32  # masks drawn at once where they must be drawn at 512: 32 MB
 
@@ -265,7 +266,8 @@ class Context:
         masks: bool (O, 512, 512), their unperturbed segmentations, none empty.
         rois: bool (O, 512, 512), none empty; None = no guidance.
         seed: of every random choice for this slice.
-        settings: the method's section of the configuration.
+        settings: of the method's section of the configuration what its plans hang on; for
+            ``aggregate`` what its maps hang on, too. See `read`.
         explained: the value functions that get a map; the first is the primary one.
         regions: organs' regions, bool (512, 512), from the source that the setting ``regions``
             names; empty if it names none, or the slice lacks it.
@@ -279,6 +281,10 @@ class Context:
     settings: Mapping[str, Any]
     explained: tuple[str, ...] = ("soft_dice",)
     regions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+
+    def read(self, kind: type[Kind]) -> Kind:
+        """The settings as one of the method's dataclasses: ``PlanSettings`` or ``MapSettings``."""
+        return read(kind, self.settings)
 
     @property
     def union(self) -> NDArray[np.bool_]:

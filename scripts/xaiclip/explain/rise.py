@@ -24,6 +24,7 @@ from sklearn.linear_model import RidgeCV
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.explain.engine import ScoreTable
 from xaiclip.explain.plan import CellPlan, Context, Plan, cell_side, nearest, overlap
+from xaiclip.explain.settings import setting
 from xaiclip.explain.uncertainty import block_size, grouped, split_half, summary
 
 MASKS = "masks"
@@ -38,20 +39,26 @@ Array = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """N masks of cells × cells, each cell kept with ``probability``.
+class PlanSettings:
+    """N masks of cells × cells."""
 
-    ``antithetic`` sampling draws pairs that share a shift, the second from 1 − u where the first
-    is from u; N is then rounded up to an even number. ``stop``: no more masks once the halves of
-    the sample agree on every organ's map to this reliability (`uncertainty.split_half`).
-    """
-
-    masks: int = 2000
-    probability: float = 0.5
-    cells: int = 7
-    estimators: Sequence[str] = ("covariance", "paper", "complement")
-    sampling: str = "plain"
-    stop: float | None = None
+    masks: int = setting(160, "N (the paper: 2000).", minimum=4, maximum=1_000_000)
+    probability: float = setting(0.5, "Chance that a cell is kept.", minimum=0.1, maximum=0.9)
+    cells: int = setting(7, "Cells along each side.", minimum=2, maximum=64)
+    sampling: str = setting(
+        "plain",
+        "antithetic: masks in pairs that share a shift, drawn from u and 1 - u; an odd number is "
+        "rounded up.",
+        one_of=("plain", "antithetic"),
+    )
+    stop: float | None = setting(
+        None,
+        "No more masks once the halves of the sample agree on each map's ranking to this "
+        "reliability (0 to 1); null takes all.",
+        above=0,
+        below=1,
+        adaptive=True,
+    )
 
     @property
     def group(self) -> int:
@@ -59,9 +66,20 @@ class Settings:
         return 2 if self.sampling == "antithetic" else 1
 
 
+@dataclass(frozen=True)
+class MapSettings:
+    """Maps of one table of scores; see `aggregate`."""
+
+    estimators: Sequence[str] = setting(
+        ("covariance", "paper", "complement"),
+        "The first is the primary one of the tables.",
+        one_of=("covariance", "paper", "complement", "control_variate"),
+    )
+
+
 def plans(context: Context) -> dict[str, Plan]:
     """Random masks; under guidance they hide nothing outside the union of the ROIs."""
-    settings = Settings(**context.settings)
+    settings = context.read(PlanSettings)
     drawn = _draw(settings, context)
     return {
         MASKS: drawn if settings.stop is None else drawn.take(slice(block_size(settings.masks)))
@@ -72,7 +90,7 @@ def refine(
     plans: Mapping[str, Plan], tables: Mapping[str, ScoreTable], context: Context
 ) -> dict[str, Plan]:
     """The next tenth of the masks, until the map's ranking is stable."""
-    settings = Settings(**context.settings)
+    settings = context.read(PlanSettings)
     plan = plans[MASKS]
     drawn = _draw(settings, context)
     if plan.n_forwards == drawn.n_forwards or settings.stop is None:
@@ -85,7 +103,7 @@ def refine(
 
 def stability(plan: CellPlan, table: ScoreTable, context: Context) -> float:
     """The least reliable organ's split-half reliability, of the first explained value."""
-    half = np.arange(plan.n_forwards) // Settings(**context.settings).group % 2
+    half = np.arange(plan.n_forwards) // context.read(PlanSettings).group % 2
     scores = table.of(context.explained[:1])[..., 0]
     rows = [np.flatnonzero(half == side) for side in (0, 1)]
     if min(map(len, rows)) < 2:
@@ -105,7 +123,8 @@ def aggregate(
     ``control_variate``: the same, estimated with a regression's help.
     ``paper``: Σ S·m / (N·p), everywhere; ``complement``: 1 minus it, the paper's way to read it.
     """
-    settings = Settings(**context.settings)
+    settings = context.read(PlanSettings)
+    estimators = context.read(MapSettings).estimators
     plan, p = plans[MASKS], settings.probability
     assert isinstance(plan, CellPlan)
     scores = tables[MASKS].of(context.explained)
@@ -124,18 +143,18 @@ def aggregate(
     at = nearest(POINTS)
     inside = np.where(context.domains[:, None, at[:, None], at], 1.0, np.nan)
     errors: dict[str, Array] = {}
-    if {"paper", "complement"} & set(settings.estimators):
+    if {"paper", "complement"} & set(estimators):
         errors["paper"] = errors["complement"] = _by_map(sample.paper_errors(p), mean.shape)
-    if "covariance" in settings.estimators:
+    if "covariance" in estimators:
         errors["covariance"] = _by_map(sample.slope_errors(), mean.shape) * inside
-    if "control_variate" in settings.estimators:
+    if "control_variate" in estimators:
         helped, helped_errors = _control_variate(sample, p, GRID)
         helped = helped.reshape(*mean.shape, GRID, GRID)
         maps["control_variate"] = np.where(context.domains[:, None], helped, np.nan)
         errors["control_variate"] = _by_map(helped_errors, mean.shape) * inside
     return [
         attribution
-        for position, name in enumerate(settings.estimators)
+        for position, name in enumerate(estimators)
         for attribution in context.attributions(
             name,
             [MASKS],
@@ -148,7 +167,7 @@ def aggregate(
 
 
 def slopes_at_points(
-    estimator: str, plan: CellPlan, scores: Array, settings: Settings
+    estimator: str, plan: CellPlan, scores: Array, settings: PlanSettings
 ) -> tuple[Array, Array]:
     """What `aggregate` gives, at 32 × 32 points alone: fast enough to repeat over many seeds.
 
@@ -167,7 +186,7 @@ def slopes_at_points(
     return sample.slopes(), sample.slope_errors()
 
 
-def _draw(settings: Settings, context: Context) -> CellPlan:
+def _draw(settings: PlanSettings, context: Context) -> CellPlan:
     """All masks that the settings allow; a shorter run makes the first of them."""
     rng = np.random.default_rng(context.seed)
     side, group = settings.cells, settings.group

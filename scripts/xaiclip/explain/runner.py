@@ -215,14 +215,21 @@ def _plain_target(like: Target) -> Target:
     return Target("plain", 0, image, dict.fromkeys(like.boxes, box), rois, like.guidance)
 
 
-def attribute_slice(scores: SliceScores) -> tuple[list[Attribution], float]:
+def attribute_slice(
+    scores: SliceScores, settings: Mapping[str, Any] | None = None
+) -> tuple[list[Attribution], float]:
     """Build the maps of a slice from its scores; no model is needed.
+
+    Args:
+        scores: of the slice, with the settings that its plans hang on.
+        settings: what the maps hang on besides, the method's ``MapSettings``.
 
     Returns:
         The maps, and the seconds that all of them took together.
     """
     start = time.perf_counter()
-    attributions = method(scores.method).aggregate(scores.plans, scores.tables, scores.context)
+    context = replace(scores.context, settings={**scores.context.settings, **(settings or {})})
+    attributions = method(scores.method).aggregate(scores.plans, scores.tables, context)
     return attributions, time.perf_counter() - start
 
 

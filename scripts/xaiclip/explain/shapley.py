@@ -14,7 +14,7 @@ al. 1988).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from math import comb
 from typing import Any
@@ -26,6 +26,7 @@ from xaiclip.errors import CaseError
 from xaiclip.explain.attribution import Attribution
 from xaiclip.explain.engine import ScoreTable
 from xaiclip.explain.plan import Context, Plan, SuperpixelPlan
+from xaiclip.explain.settings import section, setting
 from xaiclip.explain.uncertainty import summary
 from xaiclip.organs import OUTSIDE, REST
 
@@ -36,27 +37,55 @@ Array = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the units are, and how many coalitions of them are scored.
+class Slic:
+    """Arguments of skimage.segmentation.slic."""
 
-    ``units``: ``organs`` (each organ's region, the rest of the body, what is outside the body) or
-    ``superpixels`` (LIME's, by skimage's ``slic``, of which these are the arguments).
-    ``regions``: whose organs: ``prediction``, ``label`` or ``localizer``.
+    n_segments: int = setting(50, "SLIC: superpixels wished for.", minimum=2, maximum=5000)
+    compactness: float = setting(0.1, "SLIC: weight of nearness against likeness.", minimum=0.001)
 
-    All coalitions of up to ``exact`` units are scored; of more, ``samples`` of them, at least
-    four for each unit, in pairs of complements (Covert and Lee 2021).
 
-    ``variants``: ``value`` paints a unit with its value, ``density`` with its value per pixel.
-    """
+@dataclass(frozen=True)
+class PlanSettings:
+    """What the units are, and how many coalitions of them are scored."""
 
-    units: str = "organs"
-    regions: str = "prediction"
-    exact: int = 10
-    samples: int = 1000
-    slic: Mapping[str, float] = field(
-        default_factory=lambda: {"n_segments": 50, "compactness": 0.1}
+    units: str = setting(
+        "organs",
+        "organs: each organ's region, the rest of the body, and what is outside the body; "
+        "superpixels: SLIC's.",
+        one_of=("organs", "superpixels"),
     )
-    variants: Sequence[str] = ("value", "density")
+    regions: str = setting(
+        "prediction",
+        "Whose organs the units are: those of the segmentation that is explained, of the label, "
+        "or of the localizer's map.",
+        one_of=("prediction", "label", "localizer"),
+    )
+    exact: int = setting(
+        10,
+        "All 2^M coalitions of up to so many units are scored: nothing is random.",
+        minimum=1,
+        maximum=16,
+    )
+    samples: int = setting(
+        1000,
+        "Coalitions that are scored of more units than that (KernelSHAP); at least four for each "
+        "unit.",
+        minimum=4,
+        maximum=1_000_000,
+    )
+    slic: Slic = section(Slic, "Arguments of skimage's slic.")
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """Maps of one table of scores; see `aggregate`."""
+
+    variants: Sequence[str] = setting(
+        ("value", "density"),
+        "What a unit is painted with: its value, or its value per pixel. The first is the primary "
+        "one of the tables.",
+        one_of=("value", "density"),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +107,7 @@ def plans(context: Context) -> dict[str, Plan]:
     Raises:
         CaseError: the slice has no label, and the units are its organs.
     """
-    settings = Settings(**context.settings)
+    settings = context.read(PlanSettings)
     names, units = _units(settings, context)
     players = np.unique(units[context.union])
     relabel = np.full(len(names), -1, dtype=np.int32)
@@ -106,7 +135,7 @@ def aggregate(
     total drop. NaN in units that are no players, and outside the organ's ROI. Values of regions
     are also given by name (`Attribution.units`), with the first variant.
     """
-    settings = Settings(**context.settings)
+    named = context.read(PlanSettings).units == "organs"
     plan, table = plans[COALITIONS], tables[COALITIONS]
     assert isinstance(plan, UnitPlan)
     values, errors = shapley_values(
@@ -114,7 +143,7 @@ def aggregate(
     )
     areas = np.bincount(plan.segments.ravel() + 1, minlength=len(plan.names) + 1)[1:]
     attributions = []
-    for position, variant in enumerate(settings.variants):
+    for position, variant in enumerate(context.read(MapSettings).variants):
         scale = 1 / areas if variant == "density" else 1.0
         attributions += context.attributions(
             variant,
@@ -123,9 +152,7 @@ def aggregate(
             primary=position == 0,
             details=None if errors is None else summary(values * scale, errors * scale),
             errors=None if errors is None else _paint(errors * scale, plan, context),
-            units=(
-                _named(plan.names, values) if settings.units == "organs" and position == 0 else None
-            ),
+            units=_named(plan.names, values) if named and position == 0 else None,
         )
     return attributions
 
@@ -258,7 +285,7 @@ def _some(rng: np.random.Generator, population: int, count: int) -> NDArray[np.i
     return np.sort(rng.choice(population, count, replace=False))
 
 
-def _units(settings: Settings, context: Context) -> tuple[list[str], NDArray[np.integer[Any]]]:
+def _units(settings: PlanSettings, context: Context) -> tuple[list[str], NDArray[np.integer[Any]]]:
     """Names of the units, and the unit of each pixel: (512, 512).
 
     Where regions overlap, a pixel belongs to the smallest of them: a large organ can spare it. A
@@ -267,7 +294,8 @@ def _units(settings: Settings, context: Context) -> tuple[list[str], NDArray[np.
     if settings.units == "superpixels":
         from xaiclip.explain import lime  # its package takes a second to import
 
-        found = lime.superpixels("slic", context.image, lime.Settings(slic=settings.slic))
+        slic = lime.Slic(settings.slic.n_segments, settings.slic.compactness)
+        found = lime.superpixels("slic", context.image, lime.PlanSettings(slic=slic))
         return [str(number) for number in range(found.max() + 1)], found
     if settings.regions == "prediction":
         regions = dict(zip(context.organs, context.masks, strict=True))

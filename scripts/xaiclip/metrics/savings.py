@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from xaiclip.errors import CaseError
-from xaiclip.explain import method, refine
+from xaiclip.explain import Method, method, refine
 from xaiclip.explain.occlusion import TOP
-from xaiclip.explain.plan import Plan
+from xaiclip.explain.plan import Context, Plan
 from xaiclip.explain.runner import attribute_slice
+from xaiclip.explain.settings import MAP, keys_of
 from xaiclip.explain.store import SliceScores
 from xaiclip.metrics.explanation import rank_correlation, top_fraction
 from xaiclip.metrics.overlap import iou
@@ -73,7 +74,10 @@ def shortened(scores: SliceScores, share: float) -> SliceScores:
 
 
 def savings(
-    scores: SliceScores, shares: Sequence[float], stops: Sequence[float] = ()
+    scores: SliceScores,
+    shares: Sequence[float],
+    stops: Sequence[float] = (),
+    maps: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of what shorter plans would have saved and lost, for the first explained value.
 
@@ -82,18 +86,24 @@ def savings(
     and replayed with each stopping threshold. The slice counts as full as it was scored. Maps are
     compared at every fourth row and column.
 
+    Args:
+        scores: of the slice.
+        shares, stops: the budgets and thresholds to replay.
+        maps: the method's ``MapSettings``; its defaults if None.
+
     Returns:
         A row for each plan, organ and variant: `KEYS`, ``case``, ``slice``, ``organ``, and
         `COLUMNS`. ``top20_iou`` compares the highest fifth of the map with that of the full map,
         ``rank_correlation`` is Spearman's ρ of the two; forwards are those of the slice.
     """
-    settings = {one.name for one in fields(method(scores.method).Settings)}
-    scores = replace(
-        scores, context=replace(scores.context, explained=scores.context.explained[:1])
+    kinds = method(scores.method)
+    settings = keys_of(kinds.PlanSettings)
+    context = replace(
+        scores.context,
+        settings={**scores.context.settings, **(maps or {})},
+        explained=scores.context.explained[:1],
     )
-    for several in settings & {"variants", "estimators"}:
-        first = getattr(method(scores.method).Settings(**scores.context.settings), several)[:1]
-        scores = replay(scores, {several: first})
+    scores = replay(replace(scores, context=context), _first(kinds, context))
     shorter = {}
     for share in shares:
         if "budget" in settings:
@@ -129,6 +139,18 @@ def savings(
                 }
             )
     return rows
+
+
+def _first(explainer: Method, context: Context) -> dict[str, Any]:
+    """The settings under which a method makes its primary maps alone."""
+    kind = getattr(explainer, MAP, None)
+    own: Any = kind and context.read(kind)
+    if hasattr(own, "estimators"):
+        return {"estimators": own.estimators[:1]}
+    if hasattr(own, "variants"):
+        made = own.variants or context.read(explainer.PlanSettings).superpixels
+        return {"superpixels": made[:1], "variants": made[:1]}
+    return {}
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -1,0 +1,204 @@
+"""The methods' sections of the configuration, read from the methods' sources.
+
+What a method's module states with `xaiclip.explain.settings` is read by parsing it: loading it
+would load torch, scikit-image and the like in every look at the workflow.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from xaiclip.errors import ConfigError
+from xaiclip.explain import GROUP
+from xaiclip.explain.settings import MAP, PLAN
+
+_OWN = Path(__file__).parents[1] / "explain"
+#: The arguments of `setting`, in their order.
+_ARGUMENTS = ("default", "meaning")
+_LIMITS = {
+    "minimum": "minimum",
+    "maximum": "maximum",
+    "above": "exclusiveMinimum",
+    "below": "exclusiveMaximum",
+}
+_TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
+Schema = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a method's module states, as JSON schemas by key.
+
+    Attributes:
+        path: of the module.
+        meaning: the first line of its docstring.
+        plan: what its forwards hang on.
+        maps: what only its maps hang on.
+        adaptive: defaults of the settings of which another value makes ``refine`` look at scores.
+        refines: whether it has such a function.
+    """
+
+    path: Path
+    meaning: str
+    plan: Schema
+    maps: Schema
+    adaptive: dict[str, Any]
+    refines: bool
+
+    def split(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A complete section as what the plans and what the maps hang on."""
+        plan, maps = ({key: values[key] for key in part} for part in (self.plan, self.maps))
+        return plan, maps
+
+    def looks_at_scores(self, values: Mapping[str, Any]) -> bool:
+        """Whether the forwards hang on scores: then on the first explained value, too."""
+        if self.adaptive:
+            return any(values[key] != default for key, default in self.adaptive.items())
+        return self.refines
+
+
+def methods(*, own: bool = False) -> dict[str, Source]:
+    """Every method, by name: those of this package, and unless ``own`` those of other packages.
+
+    Raises:
+        ConfigError: a module whose settings cannot be read.
+    """
+    paths = {} if own else {**_brought()}
+    paths |= {path.stem: path for path in sorted(_OWN.glob("*.py"))}
+    found = {name: source(path, path.stat().st_mtime_ns) for name, path in paths.items()}
+    return {name: one for name, one in sorted(found.items()) if one is not None}
+
+
+def section(one: Source) -> Schema:
+    """The JSON schema of a method's section."""
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "default": {},
+        "description": one.meaning,
+        "properties": {**one.plan, **one.maps},
+    }
+
+
+@cache
+def _brought() -> dict[str, Path]:
+    """Methods of other packages: name and file, found without loading the package."""
+    found = {}
+    for entry in entry_points(group=GROUP):
+        top, *rest = entry.value.split(".")
+        spec = find_spec(top)
+        places = list(spec.submodule_search_locations or []) if spec and rest else []
+        files = [Path(place, *rest).with_suffix(".py") for place in places]
+        if spec and spec.origin and not rest:
+            files = [Path(spec.origin)]
+        path = next((file for file in files if file.is_file()), None)
+        if path is None or not re.fullmatch(r"[a-z][a-z0-9_]*", entry.name):
+            raise ConfigError(
+                f"the installed method '{entry.name}' ({entry.value}) is no module of which there "
+                "is a file: uninstall or correct the package that brings it."
+            )
+        found[entry.name] = path
+    return found
+
+
+@cache
+def source(path: Path, _mtime: int = 0) -> Source | None:
+    """What a module states; None if it is no method.
+
+    Raises:
+        ConfigError: it is one, and its settings are not stated as literals.
+    """
+    text = path.read_text(encoding="utf-8")
+    if f"class {PLAN}" not in text:
+        return None
+    try:
+        tree = ast.parse(text, str(path))
+    except SyntaxError as error:
+        raise ConfigError(f"the method '{path}' is no Python ({error}).") from None
+    module = _Module(path, tree)
+    plan, maps = (module.properties(name) for name in (PLAN, MAP))
+    if twice := plan.keys() & maps.keys():
+        raise ConfigError(f"the method '{path}' has the setting '{min(twice)}' twice.")
+    adaptive = {key: one["default"] for key, one in plan.items() if one.pop("adaptive", False)}
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    meaning = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return Source(path, meaning, plan, maps, adaptive, "refine" in names)
+
+
+class _Module:
+    def __init__(self, path: Path, tree: ast.Module) -> None:
+        self.path = path
+        self.classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+    def properties(self, name: str) -> Schema:
+        """The settings of one of the module's dataclasses, by key; none if there is no such one."""
+        node = self.classes.get(name)
+        if node is None:
+            return {}
+        if node.bases:
+            raise self._wrong(name, "inherits its keys", "state them in the class itself")
+        return {
+            line.target.id: self._schema(f"{name}.{line.target.id}", line)
+            for line in node.body
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+        }
+
+    def _schema(self, where: str, line: ast.AnnAssign) -> Schema:
+        call = line.value
+        function = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+        if not isinstance(call, ast.Call) or function not in ("setting", "section"):
+            raise self._wrong(where, "is no 'setting(…)'", "give it a default and a meaning so")
+        if function == "section":
+            kind, meaning = call.args
+            below = self.properties(ast.unparse(kind))
+            return {
+                "type": "object",
+                "additionalProperties": False,
+                "default": {},
+                "description": ast.literal_eval(meaning),
+                "properties": below,
+            }
+        try:
+            given = dict(zip(_ARGUMENTS, map(ast.literal_eval, call.args), strict=False))
+            given |= {one.arg: ast.literal_eval(one.value) for one in call.keywords if one.arg}
+        except ValueError:
+            raise self._wrong(where, "has arguments that are computed", "write literals") from None
+        limits = {_LIMITS[key]: number for key, number in given.items() if key in _LIMITS}
+        if given.get("one_of"):
+            limits["enum"] = [*given["one_of"]]
+        default = given["default"]
+        schema = {
+            **self._type(where, ast.unparse(line.annotation), limits),
+            "default": [*default] if isinstance(default, tuple) else default,
+            "description": given["meaning"],
+        }
+        return {**schema, "adaptive": True} if given.get("adaptive") else schema
+
+    def _type(self, where: str, annotation: str, limits: Schema) -> Schema:
+        plain, _, rest = annotation.partition(" | ")
+        items = re.fullmatch(r"(?:Sequence\[(\w+)\]|tuple\[(\w+), \.\.\.\])", plain)
+        name = (items[1] or items[2]) if items else plain
+        if name not in _TYPES or rest not in ("", "None"):
+            raise self._wrong(
+                where, f"is of type {annotation}", "take int, float, str, bool or a Sequence of one"
+            )
+        # words say their type themselves
+        kind = {**limits} if "enum" in limits else {"type": _TYPES[name], **limits}
+        if items:
+            kind = {"type": "array", "items": kind, "minItems": 1, "uniqueItems": True}
+        if rest and "type" in kind:
+            kind["type"] = [kind["type"], "null"]
+        elif rest:
+            kind["enum"] = [*kind["enum"], None]
+        return kind
+
+    def _wrong(self, where: str, what: str, cure: str) -> ConfigError:
+        return ConfigError(f"the method '{self.path}': {where} {what}; {cure}.")
