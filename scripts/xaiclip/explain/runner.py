@@ -212,7 +212,8 @@ def _plain_target(like: Target) -> Target:
     """A plain image with the organs and the guidance of another target."""
     image, disk, box = plain_slice()
     rois = None if like.rois is None else dict.fromkeys(like.boxes, disk)
-    return Target("plain", 0, image, dict.fromkeys(like.boxes, box), rois, like.guidance)
+    regions = dict.fromkeys(like.regions, disk)
+    return Target("plain", 0, image, dict.fromkeys(like.boxes, box), rois, like.guidance, regions)
 
 
 def attribute_slice(
