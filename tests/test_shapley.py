@@ -16,10 +16,9 @@ from explain_fakes import PROMPTS, FakeSegmenter, context, picture, rois, table
 from test_equality import compact
 from test_segmenters import some_prompts
 from xaiclip.errors import CaseError
-from xaiclip.explain.attribution import load_units, save_attributions
-from xaiclip.explain.engine import fill_image, score, segment
+from xaiclip.explain.engine import fill_image, score
 from xaiclip.explain.plan import Context
-from xaiclip.explain.runner import Run, Target, attribute_slice, score_slice
+from xaiclip.explain.runner import Request, Run, attribute_slice, score_slice
 from xaiclip.explain.shapley import (
     COALITIONS,
     UnitPlan,
@@ -33,6 +32,7 @@ from xaiclip.explain.values import soft_dice
 from xaiclip.masks.roi import body_mask
 from xaiclip.metrics.savings import savings
 from xaiclip.organs import OUTSIDE, REST
+from xaiclip.targets import SegmenterScorer
 
 VALUES = ("soft_dice", "in_mask_probability", "hard_dice", "hard_iou")
 #: Not in the alphabet's order, of different sizes; the last two overlap.
@@ -376,20 +376,20 @@ def test_equals_captum_on_a_segmenter():
     """captum's exact values, of the same model, units and fill."""
     model = FakeSegmenter(64)  # captum walks through the pixels
     inputs = model.prepare(picture())
-    baseline = segment(model, inputs, PROMPTS)
+    scorer = SegmenterScorer(model, PROMPTS, inputs)
     segments = np.zeros((512, 512), np.int32)
     segments[:, 256:] = 1
     segments[200:330, 100:400] = 2
     on = coalitions(3, 10, 4, 0)
     plan = UnitPlan(np.ones((7, 2), bool), 7, segments, on, np.array(list("abc")))
-    scores = score(plan, model, inputs, PROMPTS)
+    scores = score(plan, scorer)
     values, _ = shapley_values(on, scores.scores, scores.baseline)
     small = torch.from_numpy(segments[4::8, 4::8]).long().expand(1, 3, -1, -1).contiguous()
     for o in range(2):
 
         def dice(images, organ=o):
             probability = model.decode(model.encode(images), PROMPTS).sigmoid()
-            return soft_dice(probability, baseline.mask)[:, organ]
+            return soft_dice(probability, scorer.mask)[:, organ]
 
         theirs = ShapleyValues(dice).attribute(
             inputs[None],
@@ -406,8 +406,8 @@ def scored(settings, guided=False, **changes):
     masks["spleen"][40:90, 30:70] = True
     masks["liver"][70:130, 65:120] = True
     boxes = {"spleen": np.array([20.0, 30, 80, 100]), "liver": np.array([60.0, 60, 130, 140])}
-    target = Target("a", 3, picture(shape=shape), boxes, masks if guided else None, **changes)
-    return score_slice(FakeSegmenter(), target, Run("shapley", settings, VALUES, seed=5))
+    request = Request("a", 3, picture(shape=shape), boxes, masks if guided else None, **changes)
+    return score_slice(FakeSegmenter(), request, Run("shapley", settings, VALUES, seed=5))
 
 
 @pytest.mark.parametrize(
@@ -446,7 +446,7 @@ def test_values_add_up_to_the_total_drop(tmp_path, settings, guided):
     assert np.abs(drop).max() > 0.05
 
 
-def test_regions_come_from_the_target(tmp_path):
+def test_regions_come_from_the_request(tmp_path):
     mask = np.zeros((160, 140), bool)
     mask[20:60, 10:50] = True
     found, _ = scored({"regions": "label"}, regions={"kidney": mask, "none": mask & False})
@@ -472,28 +472,15 @@ def test_a_plan_that_was_cut_gives_a_map():
     assert all(row["rank_correlation"] > 0.9 for row in full)
 
 
-def test_named_units_are_read_without_the_maps(tmp_path):
-    found, _ = scored({})
-    assert found is not None
-    made = attribute_slice(found)[0]
-    save_attributions(tmp_path / "maps.npz", [("a", 3, one) for one in made])
-    rows = load_units(tmp_path / "maps.npz")
-    assert [(row["case"], row["slice"], row["organ"], row["value"]) for row in rows] == [
-        ("a", 3, organ, value) for organ in ("spleen", "liver") for value in VALUES[:2]
-    ]
-    assert [row["units"] for row in rows] == [one.units for one in made if one.units]
-    assert set(rows[0]["units"]) >= {"spleen", "liver"}
-
-
 def test_a_sample_agrees_with_all_on_the_compact_model():
     """Half of the coalitions of seven units; the whole game is scored once."""
     segmenter, prompts = compact(), some_prompts(3, seed=4)
-    inputs = segmenter.prepare(picture())
+    scorer = SegmenterScorer(segmenter, prompts, segmenter.prepare(picture()))
     at, units = np.arange(512), 7
     tiles = (at[:, None] // 256 * 4 + at // 128).clip(max=6).astype(np.int32)
     on = coalitions(units, 10, 4, 0)
     plan = UnitPlan(np.ones((127, 3), bool), 127, tiles, on, np.arange(units).astype(str))
-    answers = score(plan, segmenter, inputs, prompts)
+    answers = score(plan, scorer)
     truth, _ = shapley_values(plan.on, answers.scores, answers.baseline)
     assert np.ptp(truth, axis=-1).min() > 0.01
     row = {on.tobytes(): number for number, on in enumerate(plan.on)}

@@ -14,9 +14,6 @@ SIX_CLASSES = (BACKGROUND, "liver", "right kidney", "left kidney", "spleen", "pa
 #: What an image holds beside the organs.
 REST, OUTSIDE = "rest of the body", "outside the body"
 
-#: The five that the paper's text names.
-FIVE_CLASSES = (BACKGROUND, "liver", "right kidney", "left kidney", "spleen")
-
 #: Label ids of the FLARE22 challenge.
 FLARE22: Mapping[int, str] = {
     1: "liver",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from xaiclip.errors import CaseError
 from xaiclip.report import colours, style
+from xaiclip.report.panels import VALUES
 from xaiclip.report.sources import Settings, Sources
 from xaiclip.report.tables.layout import number
 from xaiclip.report.tables.shapley_units import TOTAL
@@ -85,7 +86,7 @@ def draw_matrices(data: Matrices) -> Figure:
         style.letter(axes, index, colours.GUIDANCES[one.guidance][2])
         axes.set_ylabel("mask of")
     panels[-1].set_xlabel("unit of the image")
-    score = plain(data.score.replace("_", " "))
+    score = VALUES.get(data.score, plain(data.score))
     label = f"Shapley value: its part of the {score}; positive = supports the mask"
     style.colour_bar(figure, drawn, list(panels), label, below=True)
     return figure

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from xaiclip.errors import Skip
-from xaiclip.explain.attribution import load_units
+from xaiclip.explain.attribution import open_attributions
 from xaiclip.masks.roi import SOURCES_OF_GUIDANCE
 from xaiclip.metrics.statistics import Bootstrap, bootstrap_mean, case_means
 from xaiclip.organs import OUTSIDE, REST, organs_of
@@ -71,7 +71,7 @@ def _data(paths: Sequence[Path], organs: Sequence[str], bootstrap: Bootstrap) ->
         [
             {**row, "guidance": path.parent.name, "region": unit, _MEASURE.name: number}
             for path in paths
-            for row in load_units(path)
+            for row in _maps(path)
             for unit, number in {**row["units"], TOTAL: sum(row["units"].values())}.items()
         ],
         columns=["case", "slice", *_KEYS, _MEASURE.name],
@@ -91,6 +91,13 @@ def _data(paths: Sequence[Path], organs: Sequence[str], bootstrap: Bootstrap) ->
     frame = tidy(records, _KEYS)
     frame.insert(list(frame).index("mean") + 1, "sd", spread)
     return frame
+
+
+def _maps(path: Path) -> list[dict[str, Any]]:
+    """The facts of the maps that hold the values of named units; no map is read."""
+    with open_attributions(path) as stored:
+        names = ("case", "slice", "organ", "value", "units")
+        return [{name: row[name] for name in names} for _, row in stored.find() if row["units"]]
 
 
 def _markdown(frame: pd.DataFrame, regions: str, confidence: float, missing: str) -> str:
