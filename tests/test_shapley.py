@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from explain_fakes import PROMPTS, FakeSegmenter, context, picture, rois, table
+from figure_study import BATCH, drawn_slice, make_study
+from in_process import Named, run_script
 from test_equality import compact
 from test_segmenters import some_prompts
 from xaiclip.errors import CaseError
+from xaiclip.explain.attribution import to_canonical_mask
 from xaiclip.explain.engine import fill_image, score
 from xaiclip.explain.plan import Context
 from xaiclip.explain.runner import Request, Run, attribute_slice, score_slice
@@ -29,7 +32,7 @@ from xaiclip.explain.shapley import (
 )
 from xaiclip.explain.store import load_scores, save_scores
 from xaiclip.explain.values import soft_dice
-from xaiclip.masks.roi import body_mask
+from xaiclip.masks.roi import body_mask, load_rois
 from xaiclip.metrics.savings import savings
 from xaiclip.organs import OUTSIDE, REST
 from xaiclip.targets import SegmenterScorer
@@ -461,6 +464,37 @@ def test_regions_come_from_the_request(tmp_path):
     # the plan can be made again, as `savings` does
     assert plans(loaded.context)[COALITIONS].signatures() == plan.signatures()
     assert list(loaded.context.regions) == ["kidney", "none"]
+
+
+@pytest.mark.parametrize(("regions", "source"), [("label", "reference"), ("localizer",) * 2])
+def test_the_script_gives_the_source_that_the_setting_names(tmp_path, regions, source):
+    root = make_study(tmp_path, [drawn_slice("a")], settings={})
+    names = ("slices", "preprocessed", "roi")
+    output = Named(scores=tmp_path / "s.npz", table=tmp_path / "s.parquet")
+    cfg = {
+        "method": "shapley",
+        "settings": {"regions": regions},
+        "values": VALUES,
+        "organs": ["spleen", "liver"],
+        "guidance": "roi",
+        "prompt": "reference",
+        "segmenter": {"model": "compact", "input": "windowed"},
+        "device": "cpu",
+        "precision": "fp32",
+        "fill": "mean",
+        "batch_size": 4,
+        "seed": 5,
+    }
+    files = Named(**{name: root / name / f"{BATCH}.npz" for name in names})
+    run_script("score.py", files, output, tmp_path / "log", cfg)
+    (found,), _ = load_scores(output.scores)
+    plan = found.plans[COALITIONS]
+    rois = load_rois(files.roi)[0]["a/7"]
+    for organ in cfg["organs"]:
+        unit = plan.segments == plan.names.tolist().index(organ)
+        assert np.array_equal(unit, to_canonical_mask(rois[organ][source].mask))
+    other = {"reference": "localizer", "localizer": "reference"}[source]
+    assert not np.array_equal(rois["liver"][other].mask, rois["liver"][source].mask)
 
 
 def test_a_plan_that_was_cut_gives_a_map():
