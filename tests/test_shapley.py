@@ -1,5 +1,6 @@
 """Shapley values: against their definition, captum, and the engine; what the units are."""
 
+from dataclasses import replace
 from itertools import permutations
 from math import comb
 
@@ -13,11 +14,12 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from explain_fakes import PROMPTS, FakeSegmenter, context, picture, rois, table
-from figure_study import BATCH, drawn_slice, make_study
+from figure_study import BATCH, CLASSES, drawn_slice, make_study
 from in_process import Named, run_script
 from test_equality import compact
 from test_segmenters import some_prompts
-from xaiclip.errors import CaseError
+from xaiclip.arguments import units_of
+from xaiclip.errors import CaseError, ConfigError
 from xaiclip.explain.attribution import to_canonical_mask
 from xaiclip.explain.engine import fill_image, score
 from xaiclip.explain.plan import Context
@@ -32,7 +34,7 @@ from xaiclip.explain.shapley import (
 )
 from xaiclip.explain.store import load_scores, save_scores
 from xaiclip.explain.values import soft_dice
-from xaiclip.masks.roi import body_mask, load_rois
+from xaiclip.masks.roi import Roi, body_mask, load_rois
 from xaiclip.metrics.savings import savings
 from xaiclip.organs import OUTSIDE, REST
 from xaiclip.targets import SegmenterScorer
@@ -495,6 +497,22 @@ def test_the_script_gives_the_source_that_the_setting_names(tmp_path, regions, s
         assert np.array_equal(unit, to_canonical_mask(rois[organ][source].mask))
     other = {"reference": "localizer", "localizer": "reference"}[source]
     assert not np.array_equal(rois["liver"][other].mask, rois["liver"][source].mask)
+
+
+def test_one_call_takes_the_label_or_what_was_located():
+    item = drawn_slice("a", without="spleen")
+    label = units_of(item, "label", None, CLASSES)
+    assert list(label) == ["liver", "right kidney", "left kidney", "pancreas"]
+    assert np.array_equal(label["left kidney"], item.label == 3)
+    located = {"liver": Roi(label["pancreas"], None), "spleen": label["liver"]}
+    assert list(units_of(item, "localizer", located, CLASSES)) == ["liver"]
+    assert (
+        units_of(item, "prediction", located, CLASSES) == units_of(item, None, None, CLASSES) == {}
+    )
+    with pytest.raises(ConfigError, match="no label"):
+        units_of(replace(item, label=None), "label", None, CLASSES)
+    with pytest.raises(ConfigError, match="give the rois that locate"):
+        units_of(item, "localizer", {"liver": label["liver"]}, CLASSES)
 
 
 def test_a_plan_that_was_cut_gives_a_map():
