@@ -191,20 +191,21 @@ def shapley_values(
     influence = weight[:, None] * (moved @ inverse)
     beyond = influence.T @ rest
     values = (beyond + total / units).T.reshape(*shape, units)
-    possible = np.array([comb(units, s) for s in range(units + 1)])
-    if (made[1:-1] == possible[1:-1]).all():
+    possible = [comb(units, s) for s in range(units + 1)]
+    if made[1:-1].tolist() == possible[1:-1]:
         return values, None
     variance = np.zeros_like(beyond)
     residual = rest - moved @ beyond
     # two complements have the same row but for its sign
     leverage = 2 * np.einsum("nu,nu->n", influence[::2], moved[::2])
     pairs = (residual[::2] - residual[1::2]) / (1 - leverage).clip(1e-3)[:, None]
-    terms = influence[::2, :, None] * pairs[:, None]
     smaller = np.minimum(size, units - size)[::2]
     for s in np.unique(smaller):
-        mine, left = terms[smaller == s], 1 - made[s] / possible[s]
+        left = 1 - int(made[s]) / possible[s]
         if left > 0:
-            variance += left * len(mine) * (mine.var(0, ddof=1) if len(mine) > 1 else np.nan)
+            terms = influence[::2][smaller == s, :, None] * pairs[smaller == s, None]
+            spread = terms.var(0, ddof=1) if len(terms) > 1 else np.nan
+            variance += left * len(terms) * spread
     return values, np.sqrt(variance).T.reshape(*shape, units)
 
 
