@@ -1,6 +1,11 @@
 """A table that a method brings along."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake):
     from pathlib import Path

@@ -11,10 +11,11 @@ import pandas as pd
 from xaiclip.errors import Skip
 from xaiclip.explain.attribution import open_attributions
 from xaiclip.masks.roi import SOURCES_OF_GUIDANCE
+from xaiclip.metrics.measure import Measure
 from xaiclip.metrics.statistics import Bootstrap, bootstrap_mean, case_means
 from xaiclip.organs import OUTSIDE, REST, organs_of
 from xaiclip.report.markdown import bullets, join
-from xaiclip.report.tables.data import Measure, Table, keys, record, tidy
+from xaiclip.report.tables.data import Table, keys, record, tidy
 from xaiclip.report.tables.explanations import UNIT
 from xaiclip.report.tables.layout import Column, intro, lay_out, notes_on_n
 from xaiclip.report.tables.left_out import left_out
