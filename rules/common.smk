@@ -331,12 +331,14 @@ def plan_settings(wildcards):
 
 
 def configured(source):
-    """Whether the study makes this file: its method and guidance are switched on."""
+    """Whether the study makes this file: its method and guidance, or its table, are on."""
     stage, *rest = source.split("/")
     if stage in ("scores", "attributions"):
         return rest[0] in METHODS and rest[1] in GUIDANCES
     if stage == "localizer":
         return TRAINS
+    if stage == "tables":
+        return Path(rest[0]).stem in TABLES
     return stage != "metrics" or bool(METHODS and GUIDANCES)
 
 

@@ -13,7 +13,12 @@ with job(snakemake) as log:
     from xaiclip.errors import left_out, whole
     from xaiclip.explain.runner import STAGE, Request, Run, score_batch
     from xaiclip.explain.store import save_frame, save_scores
-    from xaiclip.masks.roi import SOURCES_OF_GUIDANCE, SOURCES_OF_PROMPT, load_rois
+    from xaiclip.masks.roi import (
+        SOURCES_OF_GUIDANCE,
+        SOURCES_OF_PROMPT,
+        SOURCES_OF_REGIONS,
+        load_rois,
+    )
     from xaiclip.models.segmenters.loading import load_segmenter
     from xaiclip.preprocess import load_preprocessed
 
@@ -24,6 +29,7 @@ with job(snakemake) as log:
     enhanced = {piece.key: piece for piece in load_preprocessed(snakemake.input.preprocessed)}
     source = SOURCES_OF_GUIDANCE[cfg["guidance"]]
     prompt = SOURCES_OF_PROMPT[cfg["prompt"]]
+    regions = SOURCES_OF_REGIONS.get(cfg["settings"].get("regions"))
     requests, skips = [], whole(earlier)
 
     def request(item):
@@ -43,6 +49,7 @@ with job(snakemake) as log:
                 else None
             ),
             guidance=cfg["guidance"],
+            regions={organ: r[regions].mask for organ, r in of_organ.items() if regions in r},
         )
 
     for item in slices:

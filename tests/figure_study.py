@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import ndimage
 from torch.nn.functional import adaptive_avg_pool2d
@@ -16,6 +17,7 @@ from xaiclip.data.slices import Slice, save_slices
 from xaiclip.errors import Skip
 from xaiclip.explain import method
 from xaiclip.explain.attribution import (
+    Attribution,
     save_attributions,
     to_canonical_image,
     to_canonical_mask,
@@ -28,8 +30,10 @@ from xaiclip.files import save_arrays
 from xaiclip.masks.roi import RoiSettings, load_rois, rois_of, save_rois
 from xaiclip.metrics.rows import explanation_rows
 from xaiclip.metrics.schema import EXPLANATIONS, write_table
-from xaiclip.organs import SIX_CLASSES, organs_of
+from xaiclip.organs import OUTSIDE, REST, SIX_CLASSES, organs_of
 from xaiclip.preprocess import Letterbox, preprocess_slices, save_preprocessed
+from xaiclip.report.tables.data import write
+from xaiclip.report.tables.shapley_units import COLUMNS, shapley_units
 
 CLASSES = list(SIX_CLASSES)
 ORGANS = organs_of(CLASSES)
@@ -152,6 +156,7 @@ def make_study(
             save_scores(root / "scores" / folder, done, left_out)
             save_attributions(root / "attributions" / folder, attributions)
     write_table(root / "metrics/explanations.parquet", rows, EXPLANATIONS)
+    write_units(root, {key.split("/")[-2] for key in masks}, guidances)
     for variant, gain in (("text", 1.0), ("no_text", 0.85)):
         write_history(root / f"localizer/{variant}/training.csv", gain)
     return root
@@ -207,6 +212,34 @@ def _table(plan: Plan, masks: np.ndarray) -> ScoreTable:
     seconds = {"perturb": 0.004 * n, "encode": 0.03 * n, "decode": 0.01 * n, "total": 0.045 * n}
     baseline = np.tile(np.float32([0.98, 0.97, 1.0, 1.0]), (len(masks), 1))
     return ScoreTable(scores.astype(np.float32), baseline, VALUES, seconds, n)
+
+
+def write_units(root: Path, explained: Iterable[str], guidances: Sequence[str]) -> None:
+    """The table of units: each organ hangs on itself, and a little on all that is there."""
+    paths = [root / f"attributions/shapley/{guidance}/{BATCH}.npz" for guidance in guidances]
+    organs = [organ for organ in ORGANS if organ in explained]
+    blank = np.zeros((512, 512), np.float32)
+    for path in paths:
+        maps = [
+            Attribution(
+                organ,
+                "value",
+                "soft_dice",
+                blank,
+                ("coalitions",),
+                units={
+                    unit: 0.3 if unit == organ else 0.02 * place - 0.05
+                    for place, unit in enumerate((*organs, REST, OUTSIDE))
+                },
+            )
+            for organ in organs
+        ]
+        save_attributions(path, [("a", 7, one) for one in maps])
+    nothing = pd.DataFrame(columns=COLUMNS)
+    table = shapley_units(
+        paths, nothing, classes=CLASSES, settings={"regions": "prediction"}, resamples=100
+    )
+    write(table, root / "tables/shapley_units.csv", root / "tables/shapley_units.md")
 
 
 def write_history(path: Path, gain: float = 1.0, epochs: int = 12) -> None:

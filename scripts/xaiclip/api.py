@@ -113,7 +113,8 @@ def explain(
         regions, guidance, source = arguments.regions_of(
             item, list(prompts), rois, guidance, classes
         )
-        request = Request(item.case, item.index, item.image, prompts, regions, guidance)
+        units = arguments.units_of(item, plan_settings.get("regions"), rois, classes)
+        request = Request(item.case, item.index, item.image, prompts, regions, guidance, units)
         run = Run(
             method,
             plan_settings,

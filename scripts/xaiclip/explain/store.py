@@ -101,6 +101,7 @@ def save_scores(
         arrays |= {f"{i}/image": context.image, f"{i}/masks": context.masks}
         if context.rois is not None:
             arrays[f"{i}/rois"] = context.rois
+        arrays |= {f"{i}/regions/{organ}": mask for organ, mask in context.regions.items()}
         for name, plan in one.plans.items():
             table = one.tables[name]
             arrays |= {f"{i}/plans/{name}/{k}": array for k, array in plan.to_arrays().items()}
@@ -142,6 +143,7 @@ def load_scores(path: str | os.PathLike[str]) -> tuple[list[SliceScores], list[S
             seed=row["seed"],
             settings=row["settings"],
             explained=tuple(row["explained"]),
+            regions=_below(mine, "regions/"),
         )
         plans, tables = {}, {}
         for name, facts in row["plans"].items():

@@ -34,6 +34,9 @@ SOURCES_OF_GUIDANCE: Mapping[str, str | None] = {
 #: The source of the box that each ``explain.prompt`` stands for.
 SOURCES_OF_PROMPT: Mapping[str, str] = {"roi": "localizer", "reference": "reference"}
 
+#: The source that each ``regions`` of a method's settings stands for; the prediction needs none.
+SOURCES_OF_REGIONS: Mapping[str, str] = {"label": "reference", "localizer": "localizer"}
+
 
 @dataclass(frozen=True)
 class RoiSettings:
