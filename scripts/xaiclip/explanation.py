@@ -7,7 +7,7 @@ import html
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,6 @@ class Explanation(Mapping[str, NDArray[np.float32]]):
     precision: str
     seed: int
     seconds_aggregate: float
-    seconds_roi: float | None = field(default=None)
 
     # --- maps ------------------------------------------------------------------------------------
 
@@ -200,7 +199,7 @@ class Explanation(Mapping[str, NDArray[np.float32]]):
             segmented={organ: self.masks.get(organ)},
             reference={organ: None if reference is None else to_canonical_mask(reference)},
             seconds_aggregate=self.seconds_aggregate,
-            seconds_roi=self.seconds_roi,
+            seconds_roi=None,
             cost={
                 "device": self.device,
                 "precision": self.precision,
