@@ -140,7 +140,7 @@ WRONG = {
     "a box for no organ": ([str(SCAN), "--box", "1,2,3,4"], "one --box for each --organ"),
     "a guidance that needs the localizer": (
         [str(SCAN), *BOX, "--guidance", "roi"], "needs the localizer's regions"),
-    "an unknown setting": ([str(SCAN), *BOX, "--set", "masks=3"], "setting 'occlusion.masks' is unknown"),
+    "an unknown setting": ([str(SCAN), *BOX, "--set", "masks=3"], "occlusion.masks' is unknown"),
     "an unknown method": ([str(SCAN), *BOX, "--method", "rize"], "no explanation method 'rize'"),
     "weights that are not there": (
         [str(SCAN), *BOX, "--model", "medsam", "--checkpoint", "x.pth"], "x.pth does not exist"),
