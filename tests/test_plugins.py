@@ -10,6 +10,7 @@ from xaiclip import plugins
 from xaiclip.config import complete
 from xaiclip.config import methods as method_sources
 from xaiclip.errors import ConfigError
+from xaiclip.models.segmenters.loading import load_segmenter
 from xaiclip.resources import shipped
 
 METHOD = '''
@@ -115,6 +116,26 @@ def test_a_model_that_a_package_brings_is_loaded_with_its_options(brought):
     assert made.module.out_channels == 4
     with pytest.raises(ConfigError, match=r"model 'pointwise'.*do not fit the function"):
         xaiclip.load_model("pointwise", channels={"liver": 1}, depht=4)
+
+
+def test_the_config_knows_a_model_that_a_package_brings(brought):
+    section = {"model": "pointwise", "options": {"width": 4}, "adapter": {"channels": {"liver": 1}}}
+    full = complete({"segmenter": section})["segmenter"]
+    made = load_segmenter({**full, "checkpoint": None}, "cpu", "fp32")
+    assert (made.name, made.module.out_channels) == ("pointwise", 4)
+    with pytest.raises(ConfigError, match=r"'segmenter\.options' is set"):
+        complete({"segmenter": {"options": {"width": 4}}})
+    with pytest.raises(ConfigError, match=r"segmenter\.model is 'pointwize'|'pointwize'"):
+        complete({"segmenter": {**section, "model": "pointwize"}})
+
+
+def test_a_study_notices_another_version_of_the_package(brought):
+    first = plugins.stated(plugins.MODELS, "pointwise")
+    assert first == "brought.models:make of brought 1.0"
+    metadata = brought / "brought-1.0.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 1.1"))
+    assert plugins.stated(plugins.MODELS, "pointwise") == first.replace("1.0", "1.1")
+    assert plugins.stated(plugins.MODELS, "compact") is None
 
 
 def test_what_is_no_model_is_refused(brought):
