@@ -8,6 +8,7 @@ from functools import cache
 
 from snakemake.io import contains_wildcard
 
+from xaiclip import plugins
 from xaiclip.workflow import provenance
 from xaiclip.published.catalogue import DATASETS, WEIGHTS, Entry, backbone_note
 from xaiclip.published.catalogue import entries as published_entries
@@ -178,7 +179,9 @@ try:
     for remote in WANTED:
         if (file := Path(DOWNLOADS, remote.name)).exists():
             check_published(file, remote, Path(".snakemake/verified"))
-    FACTORY = factory_code(config["segmenter"]["factory"])
+    FACTORY = factory_code(config["segmenter"]["factory"]) or plugins.stated(
+        plugins.MODELS, config["segmenter"]["model"]
+    )
     if config["segmenter"]["checkpoint"] == "auto":
         remote = WEIGHTS[config["segmenter"]["model"]]
         config["segmenter"]["checkpoint"] = f"{DOWNLOADS}/{remote.name}"
