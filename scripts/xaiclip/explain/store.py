@@ -51,6 +51,13 @@ class SliceScores:
             return self.gradients.n_forwards
         return sum(table.n_forwards for table in self.tables.values())
 
+    @property
+    def seconds_total(self) -> float:
+        """Of everything that was asked; without making the maps."""
+        asked = [table.seconds for table in self.tables.values()]
+        asked += [self.gradients.seconds] if self.gradients is not None else []
+        return sum(part.get("total", 0.0) for part in (self.seconds, *asked))
+
     def cost(self, attribution: Attribution, seconds_aggregate: float = 0.0) -> dict[str, Any]:
         """What one map took. All organs share the forwards and the seconds.
 
