@@ -117,12 +117,11 @@ class SliceScores:
     def member_scores(self, attribution: Attribution, value: str) -> NDArray[np.float32]:
         """The scores (n_patch,) of the perturbations behind a map, for its organ."""
         organ = self.context.organs.index(attribution.organ)
-        return np.concatenate(
-            [
-                self.tables[name].of([value])[self.plans[name].members[:, organ], organ, 0]
-                for name in attribution.plans
-            ]
-        )
+        parts = [
+            self.tables[name].of([value])[self.plans[name].members[:, organ], organ, 0]
+            for name in attribution.plans
+        ]
+        return np.concatenate([np.empty(0, np.float32), *parts])
 
 
 def save_scores(
