@@ -115,11 +115,15 @@ class SliceScores:
         }
 
     def member_scores(self, attribution: Attribution, value: str) -> NDArray[np.float32]:
-        """The scores (n_patch,) of the perturbations behind a map, for its organ."""
+        """The scores (n_patch,) of the perturbations behind a map, for its organ.
+
+        None behind gradients, nor of a value that was not scored.
+        """
         organ = self.context.organs.index(attribution.organ)
         parts = [
             self.tables[name].of([value])[self.plans[name].members[:, organ], organ, 0]
             for name in attribution.plans
+            if value in self.tables[name].values
         ]
         return np.concatenate([np.empty(0, np.float32), *parts])
 
