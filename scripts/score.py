@@ -11,6 +11,7 @@ with job(snakemake) as log:
     from xaiclip.data.slices import load_slices
     from xaiclip.device import set_threads
     from xaiclip.errors import left_out, whole
+    from xaiclip.explain import GRADIENT_PRECISION, differentiates
     from xaiclip.explain.runner import STAGE, Request, Run, score_batch
     from xaiclip.explain.store import save_frame, save_scores
     from xaiclip.masks.roi import (
@@ -56,7 +57,8 @@ with job(snakemake) as log:
         if item.key in rois:
             with left_out(skips, item.case, STAGE, item.index):
                 requests.append(request(item))
-    segmenter = load_segmenter(cfg["segmenter"], cfg["device"], cfg["precision"])
+    precision = GRADIENT_PRECISION if differentiates(cfg["method"]) else cfg["precision"]
+    segmenter = load_segmenter(cfg["segmenter"], cfg["device"], precision)
     run = Run(
         cfg["method"],
         cfg["settings"],

@@ -460,7 +460,7 @@ def test_an_interrupt_ends_the_job(study, monkeypatch, stage):
         ),
         (
             "score",
-            "xaiclip.targets.SegmenterScorer.of_slice",
+            "xaiclip.targets.decode",
             "The model under 'occlusion' fails on a",
         ),
     ],

@@ -138,13 +138,12 @@ class Explanation(Mapping[str, NDArray[np.float32]]):
     @property
     def n_forwards(self) -> int:
         """Images that the model encoded for all maps, the unperturbed one included."""
-        return 1 + sum(table.n_forwards for table in self.scores.tables.values())
+        return 1 + self.scores.n_forwards
 
     @property
     def seconds(self) -> float:
         """Of all of it, without loading the model."""
-        parts = [self.scores.seconds, *(table.seconds for table in self.scores.tables.values())]
-        return sum(part.get("total", 0.0) for part in parts) + self.seconds_aggregate
+        return self.scores.seconds_total + self.seconds_aggregate
 
     def score_table(self) -> pd.DataFrame:
         """Every score: a row for each organ, plan and forward (0 = unperturbed)."""
