@@ -6,7 +6,7 @@ with job(snakemake) as log:
     from contextlib import ExitStack
     from pathlib import Path
 
-    from xaiclip.data.slices import load_slices
+    from xaiclip.data.record import load_slices
     from xaiclip.explain.attribution import open_attributions
     from xaiclip.export.nifti import write_maps
     from xaiclip.files import write_json

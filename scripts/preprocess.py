@@ -3,7 +3,7 @@
 from _job import job
 
 with job(snakemake) as log:
-    from xaiclip.data.slices import load_slices
+    from xaiclip.data.record import load_slices
     from xaiclip.preprocess import PreprocessSettings, preprocess_slices, save_preprocessed
 
     slices, _ = load_slices(snakemake.input[0])

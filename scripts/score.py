@@ -3,7 +3,7 @@
 from _job import job
 
 with job(snakemake) as log:
-    from xaiclip.data.slices import load_slices
+    from xaiclip.data.record import load_slices
     from xaiclip.device import set_threads
     from xaiclip.errors import left_out, whole
     from xaiclip.explain.runner import STAGE, Run, Target, score_batch

@@ -3,11 +3,11 @@
 from _job import job
 
 with job(snakemake) as log:
-    from xaiclip.data.slices import load_slices
+    from xaiclip.data.record import load_slices
     from xaiclip.device import set_threads
     from xaiclip.errors import Skip, left_out, refuse_broken, whole
-    from xaiclip.files import save_arrays
     from xaiclip.masks.roi import SOURCES_OF_PROMPT, load_rois
+    from xaiclip.masks.segmented import save_masks
     from xaiclip.models.segmenters.loading import load_segmenter
     from xaiclip.models.segmenters.predict import plain_slice, segment_slice
     from xaiclip.preprocess import load_preprocessed
@@ -33,7 +33,7 @@ with job(snakemake) as log:
                 if source in rois[item.key][organ]
             }
             of_organ = segment_slice(segmenter, image, boxes)
-            found |= {f"{item.key}/{organ}/{prompt}": mask for organ, mask in of_organ.items()}
+            found |= {(item, organ, prompt): mask for organ, mask in of_organ.items()}
             without += [
                 Skip(item.case, "segment", f"no {prompt} box: the ROI is empty", item.index, organ)
                 for organ in cfg["organs"]
@@ -58,4 +58,4 @@ with job(snakemake) as log:
     boxes = dict.fromkeys(cfg["organs"], box)
     refuse_broken(done, skips, "The segmenter", lambda: segment_slice(segmenter, image, boxes))
     log.info("%d masks in %d slices", len(masks), done)
-    save_arrays(snakemake.output[0], masks, {"skips": [skip.to_dict() for skip in skips]})
+    save_masks(snakemake.output[0], masks, skips)

@@ -3,7 +3,6 @@
 from _job import job
 
 with job(snakemake):
-    from xaiclip.files import load_arrays
     from xaiclip.metrics.localization import PooledAuc
     from xaiclip.report.tables.data import read_rows, write
     from xaiclip.report.tables.left_out import read_skips
@@ -13,7 +12,7 @@ with job(snakemake):
     pooled = {}
     for path in snakemake.input.pooled:
         variant = "no_text" if "/no_text_" in path else "text"
-        one = PooledAuc(cfg["classes"], load_arrays(path)[0]["counts"])
+        one = PooledAuc.load(path)
         pooled[variant] = pooled[variant] + one if variant in pooled else one
     table = table2(
         read_rows(snakemake.input.localizer, COLUMNS),

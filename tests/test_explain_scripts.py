@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from figure_study import BATCH, COST, ORGANS, VALUES, drawn_slice, make_study
-from xaiclip.data.slices import load_slices
+from xaiclip.data.record import load_slices
 from xaiclip.explain.attribution import to_canonical_mask
 from xaiclip.explain.engine import segment
 from xaiclip.explain.store import load_scores

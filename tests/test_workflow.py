@@ -16,7 +16,7 @@ import yaml
 from matplotlib.image import imread
 
 import markdown_page
-from xaiclip.data.slices import load_slices
+from xaiclip.data.record import load_slices
 from xaiclip.explain.store import load_scores
 
 ROOT = Path(__file__).parents[1]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xaiclip.data.geometry import Geometry
+from xaiclip.data.record import Slice
+from xaiclip.data.slices import restore_slices
 from xaiclip.data.volumes import restore, write_image
 from xaiclip.errors import Skip, left_out
 from xaiclip.explain.attribution import StoredAttributions, to_slice_grid
@@ -20,8 +22,6 @@ from xaiclip.organs import file_stem
 if TYPE_CHECKING:
     import nibabel as nib
     from numpy.typing import NDArray
-
-    from xaiclip.data.slices import Slice
 
 STAGE = "maps"
 #: Folder of the maps that the tables do not show, below the case's.
@@ -95,7 +95,7 @@ def _restored(
 ) -> nib.Nifti1Image:
     """Maps on the canonical grid, by axial index, in the volume; NaN elsewhere."""
     grids = {index: to_slice_grid(one, slices[index].image.shape) for index, one in maps.items()}
-    return restore(grids, slices[next(iter(maps))].geometry)
+    return restore_slices(grids, slices[next(iter(maps))])
 
 
 def _blank(geometry: Geometry) -> nib.Nifti1Image:

@@ -14,7 +14,7 @@ from xaiclip.metrics.explanation import fidelity, localization_columns
 from xaiclip.metrics.overlap import dice
 
 if TYPE_CHECKING:
-    from xaiclip.data.slices import Slice
+    from xaiclip.data.record import Slice
     from xaiclip.explain.attribution import Attribution
     from xaiclip.explain.store import SliceScores
 
