@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xaiclip.clock import PHASES
 from xaiclip.data.record import SliceName
 from xaiclip.errors import Skip
 from xaiclip.explain import method
@@ -58,8 +59,6 @@ class SliceScores:
             ``shared_by`` (organs), and ``seconds_perturb``, ``…encode``, ``…decode``,
             ``…aggregate``, ``…total``.
         """
-        from xaiclip.explain.engine import PHASES
-
         organ = self.context.organs.index(attribution.organ)
         plans = [self.plans[name] for name in attribution.plans]
         tables = [self.tables[name] for name in attribution.plans]
