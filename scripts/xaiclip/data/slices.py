@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +15,7 @@ from xaiclip.data.labels import read_classes
 from xaiclip.data.picture import PICTURES
 from xaiclip.data.record import Slice
 from xaiclip.data.sheet import Case
-from xaiclip.data.volumes import read_volume, restore
+from xaiclip.data.volumes import read_volume
 from xaiclip.errors import CaseError, Caution, Skip, left_out
 from xaiclip.organs import organs_of
 
@@ -219,8 +218,3 @@ def _windowed(
         return window_ct(image.array[:, :, list(chosen)], window["level"], window["width"])
     percentiles = settings["percentiles"]
     return window_mr(image.array, percentiles["low"], percentiles["high"], chosen)
-
-
-def restore_slices(stack: Mapping[int, NDArray[Any]], source: Slice) -> nib.Nifti1Image:
-    """Maps (H, W) by axial index, in the geometry of the slice's volume; NaN elsewhere."""
-    return restore(stack, source.geometry)

@@ -13,7 +13,6 @@ import numpy as np
 
 from xaiclip.data.geometry import Geometry
 from xaiclip.data.record import Slice
-from xaiclip.data.slices import restore_slices
 from xaiclip.data.volumes import restore, write_image
 from xaiclip.errors import Skip, left_out
 from xaiclip.explain.attribution import StoredAttributions, to_slice_grid
@@ -95,7 +94,7 @@ def _restored(
 ) -> nib.Nifti1Image:
     """Maps on the canonical grid, by axial index, in the volume; NaN elsewhere."""
     grids = {index: to_slice_grid(one, slices[index].image.shape) for index, one in maps.items()}
-    return restore_slices(grids, slices[next(iter(maps))])
+    return restore(grids, slices[next(iter(maps))].geometry)
 
 
 def _blank(geometry: Geometry) -> nib.Nifti1Image:
