@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from _job import snakemake
 
 with job(snakemake) as log:
-    from xaiclip.data.slices import load_slices
+    from xaiclip.data.record import load_slices
     from xaiclip.device import set_threads
     from xaiclip.errors import left_out, whole
     from xaiclip.explain import GRADIENT_PRECISION, differentiates

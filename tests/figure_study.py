@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch.nn.functional import adaptive_avg_pool2d
 
 from xaiclip.data.geometry import Geometry
-from xaiclip.data.slices import Slice, save_slices
+from xaiclip.data.record import Slice, save_slices
 from xaiclip.errors import Skip
 from xaiclip.explain import method
 from xaiclip.explain.attribution import (
@@ -26,8 +26,9 @@ from xaiclip.explain.engine import ScoreTable
 from xaiclip.explain.plan import Context, Plan
 from xaiclip.explain.runner import attribute_slice
 from xaiclip.explain.store import SliceScores, save_scores
-from xaiclip.files import save_arrays
+from xaiclip.localizer.probabilities import save_probabilities
 from xaiclip.masks.roi import RoiSettings, load_rois, rois_of, save_rois
+from xaiclip.masks.segmented import save_masks
 from xaiclip.metrics.rows import explanation_rows
 from xaiclip.metrics.schema import EXPLANATIONS, write_table
 from xaiclip.organs import OUTSIDE, REST, SIX_CLASSES, organs_of
@@ -100,23 +101,18 @@ def make_study(
         for index, organ in enumerate(ORGANS, start=1):
             mask = ndimage.binary_opening(label == index, iterations=2)
             if mask.any():
-                masks[f"{item.key}/{organ}/roi"] = mask
-    save_arrays(
-        root / f"localization/text/{BATCH}.npz",
-        maps,
-        {"seconds": dict.fromkeys(maps, 0.03), "classes": CLASSES},
-    )
+                masks[item, organ, "roi"] = mask
+    seconds = dict.fromkeys(maps, 0.03)
+    save_probabilities(root / f"localization/text/{BATCH}.npz", maps, seconds, CLASSES)
     save_rois(root / f"roi/{BATCH}.npz", rois)
     reason = "the unperturbed segmentation is empty"
     left_out = [
         Skip(item.case, "segment", reason, item.index, organ)
         for item in slices
         for organ in ORGANS
-        if f"{item.key}/{organ}/roi" not in masks
+        if (item, organ, "roi") not in masks
     ]
-    save_arrays(
-        root / f"segmentation/{BATCH}.npz", masks, {"skips": [s.to_dict() for s in left_out]}
-    )
+    save_masks(root / f"segmentation/{BATCH}.npz", masks, left_out)
     regions, _ = load_rois(root / f"roi/{BATCH}.npz")
     rows: list[dict[str, Any]] = []
     for name in settings:
@@ -124,9 +120,9 @@ def make_study(
             done, attributions = [], []
             for item in slices:
                 mine = {
-                    organ: masks[f"{item.key}/{organ}/roi"]
+                    organ: masks[item, organ, "roi"]
                     for organ in ORGANS
-                    if f"{item.key}/{organ}/roi" in masks
+                    if (item, organ, "roi") in masks
                     and regions[item.key][organ]["localizer"].mask.any()
                 }
                 one = scored(item, mine, name, guidance, settings[name], regions[item.key])

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from compact.phantom import PhantomSettings, generate, write
-from xaiclip.data.slices import load_slices
+from xaiclip.data.record import load_slices
 
 ROOT = Path(__file__).parents[1]
 SHEET = "case\timage\tlabel\tmodality\tsplit\n"

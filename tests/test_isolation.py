@@ -12,7 +12,7 @@ import torch
 
 from explain_fakes import FakeSegmenter
 from in_process import Named, run_script
-from xaiclip.data.slices import load_slices
+from xaiclip.data.record import load_slices
 from xaiclip.errors import ConfigError, StorageError
 
 CLASSES = ["background", "spleen", "liver"]

@@ -22,7 +22,7 @@ from xaiclip.seeds import derived
 if TYPE_CHECKING:
     from torch import nn
 
-    from xaiclip.data.slices import Slice
+    from xaiclip.data.record import Slice
     from xaiclip.explanation import Explanation
     from xaiclip.masks.roi import Roi, RoiSettings
     from xaiclip.models.segmenters.base import Segmenter

@@ -19,7 +19,7 @@ from xaiclip.organs import organs_of
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from xaiclip.data.slices import Slice
+    from xaiclip.data.record import Slice
     from xaiclip.models.segmenters.base import Segmenter
 
     Progress = bool | Callable[[int, int], None]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xaiclip.data.slices import Slice
+from xaiclip.data.record import Slice
 from xaiclip.data.volumes import restore, write_image
 from xaiclip.errors import CaseError, ConfigError
 from xaiclip.explain.attribution import Attribution, to_canonical_mask, to_slice_grid
