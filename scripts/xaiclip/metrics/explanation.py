@@ -5,13 +5,11 @@ NaN marks the pixels where a map is undefined.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from xaiclip.metrics.overlap import Mask, dice
+from xaiclip.metrics.overlap import Mask
 
 Map = NDArray[np.floating]
 _NAN = float("nan")
@@ -44,11 +42,6 @@ def top_fraction(heat: Map, fraction: float) -> Mask:
 def area_matched(heat: Map, target: Mask) -> Mask:
     """The map's highest pixels, as many as the target has: no threshold to tune."""
     return top_pixels(heat, int(target.sum()))
-
-
-def threshold_curve(heat: Map, target: Mask, fractions: Sequence[float]) -> NDArray[np.float64]:
-    """Dice of the map's highest fraction of pixels against the target, (K,), one per fraction."""
-    return np.array([dice(top_fraction(heat, fraction), target) for fraction in fractions])
 
 
 def rank_correlation(a: Map, b: Map) -> float:
