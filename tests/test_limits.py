@@ -13,7 +13,7 @@ from xaiclip.preprocess import Letterbox, PreprocessSettings, enhance
 LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 SMALL = {
     "occlusion": {"window": 128, "stride": 128},
-    "lime": {"samples": 8, "min_samples": 4, "variants": ["slic"]},
+    "lime": {"samples": 8, "min_samples": 4, "superpixels": ["slic"]},
     "rise": {"masks": 8},
 }
 
@@ -56,9 +56,9 @@ def test_a_method_at_a_limit(method, name, value, guided):
     if name == "window":
         settings["stride"] = value
     if name.startswith("quickshift"):
-        settings["variants"] = ["quickshift"]
+        settings["superpixels"] = ["quickshift"]
     elif name in ("scale", "sigma", "min_size"):
-        settings["variants"] = ["felzenszwalb"]
+        settings["superpixels"] = ["felzenszwalb"]
     module = import_module(f"xaiclip.explain.{method}")
     ctx = context(guided=guided, settings=settings)
     made = module.plans(ctx)
