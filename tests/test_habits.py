@@ -116,3 +116,29 @@ def test_the_catalog_finds_what_it_looks_for():
     assert not (ROOT / "workflow").exists()  # else the catalog looks there
     assert list((ROOT / "rules").glob("*.smk"))
     assert (ROOT / "config" / "README.md").exists()
+
+
+# --- pages ---------------------------------------------------------------------------------------
+
+PAGES = ["README.md", "CONTRIBUTING.md", "config/README.md", "resources/compact/README.md"]
+PAGES += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+    modules = re.findall(r"`(xaiclip(?:\.\w+)+)", text)
+    assert [name for name in modules if not is_module(name)] == []
+
+
+def is_module(name):
+    """A dotted name whose first two parts are a module, or a name that the package offers."""
+    first = name.split(".")[1]
+    return (
+        (ROOT / "scripts/xaiclip" / f"{first}.py").exists()
+        or (ROOT / "scripts/xaiclip" / first).is_dir()
+        or f'"{first}"' in (ROOT / "scripts/xaiclip/__init__.py").read_text(encoding="utf-8")
+        or first in ("methods", "models")  # entry-point groups
+    )
