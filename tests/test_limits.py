@@ -10,6 +10,8 @@ from xaiclip.config import default_config, leaves, load_schema
 from xaiclip.masks.roi import RoiSettings, roi_mask
 from xaiclip.preprocess import Letterbox, PreprocessSettings, enhance
 
+pytestmark = pytest.mark.slow
+
 LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 SMALL = {
     "occlusion": {"window": 128, "stride": 128},

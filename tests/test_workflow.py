@@ -19,6 +19,8 @@ import markdown_page
 from xaiclip.data.slices import load_slices
 from xaiclip.explain.store import load_scores
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
 METHODS = {"occlusion", "lime", "rise"}
