@@ -61,6 +61,13 @@ def run(project, code):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+HASHES = """
+import json
+from xaiclip.workflow.provenance import code_hash
+
+scripts = ("segment.py", "score.py", "attribute.py", "table3.py")
+print(json.dumps({script: code_hash(script) for script in scripts}))
+"""
 SLICE = """
 import json
 import numpy as np
@@ -127,6 +134,18 @@ print(json.dumps({{
     assert len(found["document"]) == 1
     assert "hight" in found["words"]
     assert "height" in found["words"]
+
+
+def test_a_new_metric_reruns_maps_and_tables_and_no_forward(project):
+    before = run(project, HASHES)
+    add(project, "A perturbation method")
+    assert run(project, HASHES) == before
+    add(project, "A map metric")
+    after = run(project, HASHES)
+    assert {script for script in after if after[script] != before[script]} == {
+        "attribute.py",
+        "table3.py",
+    }
 
 
 def test_a_map_metric_is_one_file_and_its_name(project):

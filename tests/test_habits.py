@@ -6,9 +6,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+
+import conftest
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -89,6 +92,15 @@ def test_quick_is_every_check_but_the_slow_tests():
     (unit,) = [line for line in recipe("unit") if "-n auto" in line]
     without_coverage = re.sub(r" --cov\S*", "", unit)
     assert tests.split() == [*without_coverage.split(), "-m", '"not', 'slow"']
+
+
+def test_files_with_slow_tests_come_first_and_stay_whole():
+    def item(file, name, slow=False):
+        return SimpleNamespace(path=file, name=name, get_closest_marker=lambda _: slow or None)
+
+    items = [item("a", "1"), item("a", "2"), item("b", "1"), item("b", "2", True), item("c", "1")]
+    conftest.pytest_collection_modifyitems(items)
+    assert [one.path + one.name for one in items] == ["b1", "b2", "a1", "a2", "c1"]
 
 
 # --- the workflow catalog ------------------------------------------------------------------------
