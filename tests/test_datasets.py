@@ -27,6 +27,8 @@ from xaiclip.published import catalogue
 from xaiclip.published.catalogue import DATASETS, entries
 from xaiclip.published.checked import remember
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (14, 11, 7)
 LPS = np.array([[-1.5, 0, 0, 20], [0, -2, 0, 30], [0, 0, 3, -40], [0, 0, 0, 1.0]])
 #: The same in canonical order: x and y reversed.

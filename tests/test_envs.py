@@ -97,6 +97,7 @@ def test_every_line_is_one_version_with_hashes(name):
         assert "://" not in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*LOCKS, *STACKS])
 def test_the_lock_holds_all_that_its_packages_need(name):
     locked = pins(name)
@@ -189,6 +190,7 @@ def test_every_rule_with_a_script_names_an_environment():
     assert text.count("script:") == text.count("conda:") == len(re.findall(r"\n +log:", text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "env"), rules())
 def test_environment_holds_what_the_script_imports(script, env):
     assert third_party(script) - set(pins(env)) == set()

@@ -105,6 +105,7 @@ def study(tmp_path_factory):
 KEYS = ["case", "organ", "guidance", "variant", "value"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", ["full", "roi"])
 def test_rows_are_those_of_the_library(study, guidance):
     """The made-up study called it by itself, with masks and references of its own making."""

@@ -18,6 +18,8 @@ import yaml
 
 from xaiclip.config import complete
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 BASE = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text(encoding="utf-8"))
 *ROWS, EXCEPT = yaml.safe_load((ROOT / "tests" / "reruns.yaml").read_text(encoding="utf-8"))

@@ -20,6 +20,8 @@ from xaiclip.data.record import load_slices
 from xaiclip.explain.store import load_scores
 from xaiclip.organs import file_stem
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
 METHODS = {"occlusion", "lime", "rise"}
