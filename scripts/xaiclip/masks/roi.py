@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.filters import threshold_otsu
 
 from xaiclip.data.slices import Slice
 from xaiclip.errors import Skip
@@ -85,6 +83,8 @@ def roi_mask(
     Returns:
         bool (H, W).
     """
+    from scipy import ndimage
+
     smooth = ndimage.gaussian_filter(probability.astype(np.float32), settings.sigma)
     threshold = settings.threshold
     if settings.rule == "top_fraction":
@@ -122,6 +122,9 @@ def body_mask(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     Returns:
         bool (H, W); nothing for a constant image.
     """
+    from scipy import ndimage
+    from skimage.filters import threshold_otsu
+
     smooth = ndimage.gaussian_filter(image.astype(np.float32), 1)
     if smooth.min() == smooth.max():
         return np.zeros(image.shape, dtype=bool)
@@ -137,6 +140,8 @@ def body_mask(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The largest connected component."""
+    from scipy import ndimage
+
     parts, count = ndimage.label(mask)
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
     sizes[0] = 0

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from xaiclip.metrics.overlap import Mask, dice, iou
 
@@ -92,6 +91,8 @@ def localization_columns(heat: Map, prediction: Mask, reference: Mask | None) ->
 
 def rank_correlation(a: Map, b: Map) -> float:
     """Spearman's ρ of two maps over the pixels where both are defined; NaN if either is flat."""
+    from scipy.stats import spearmanr
+
     both = np.isfinite(a) & np.isfinite(b)
     if both.sum() < 2 or np.ptp(a[both]) == 0 or np.ptp(b[both]) == 0:
         return _NAN
