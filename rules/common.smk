@@ -2,7 +2,7 @@
 import hashlib
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from functools import cache
 
@@ -52,6 +52,14 @@ def made_cases():
         )
         for entry in entries
     ]
+
+
+def drawn_in_batch(case):
+    """A phantom where it lies: one job draws a batch, into a folder of its own."""
+    folder = case.image.parent / BATCHES[case.split][case.name]
+    return replace(
+        case, image=folder / case.image.name, label=folder / case.label.name
+    )
 
 
 def chosen_cases(cases):
@@ -167,6 +175,8 @@ try:
         )
     }
     BATCHES = {split: batch_names(split) for split in ("train", "test")}
+    if SOURCE == "phantom":
+        CASES = {name: drawn_in_batch(case) for name, case in CASES.items()}
     if not BATCHES["test"]:
         raise ConfigError("no case has the split 'test': there is nothing to explain.")
     if not BATCHES["train"] and not config["localizer"]["weights"]:

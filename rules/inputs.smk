@@ -8,14 +8,6 @@ def files_of(case):
     return [str(path) for path in (case.image, case.label, case.problem) if path]
 
 
-def raw_files(wildcards):
-    """Files of a batch's cases."""
-    files = [
-        file for case in MEMBERS.get(wildcards.batch, []) for file in files_of(case)
-    ]
-    return given(files) if SOURCE == "sheet" else files
-
-
 def signatures(wildcards):
     """What tells that a file of a batch's cases was replaced, for params."""
     if SOURCE != "sheet":  # the workflow makes them
@@ -69,7 +61,13 @@ def made_files(wildcards):
     The user's own scans stand among the parameters instead, with their sizes and times: Snakemake
     compares only the time of a folder, and removes the results of a scan dated in the future.
     """
-    return [] if SOURCE == "sheet" else raw_files(wildcards)
+    if SOURCE == "phantom":
+        return [f"results/{RUN}/raw/{wildcards.batch}"]
+    if SOURCE == "sheet":
+        return []
+    return [
+        file for case in MEMBERS.get(wildcards.batch, []) for file in files_of(case)
+    ]
 
 
 def slices_mb(wildcards, attempt):

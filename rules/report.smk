@@ -228,46 +228,59 @@ if FIGURE_CASE not in BATCHES["test"]:
     )
 
 
-for figure in FIGURES:
-
-    rule:
-        name:
-            figure
-        input:
-            expand(
-                [f"results/{{run}}/{source}" for source in FIGURE_SOURCES[figure]],
-                batch=BATCHES["test"][FIGURE_CASE],
-                allow_missing=True,
+# One job: each would start matplotlib anew, which takes longer than to draw. Nothing hangs on a figure.
+rule figures:
+    input:
+        expand(
+            sorted(
+                {
+                    f"results/{{run}}/{source}"
+                    for figure in FIGURES
+                    for source in FIGURE_SOURCES[figure]
+                }
             ),
-        output:
+            batch=BATCHES["test"][FIGURE_CASE],
+            allow_missing=True,
+        ),
+    output:
+        [
             report(
                 f"results/{{run}}/figures/{figure}.png",
                 caption=f"../docs/report/{figure}.rst",
                 category="Figures",
                 labels={"figure": figure},
-            ),
-        log:
-            f"results/{{run}}/logs/figures/{figure}.log",
-        localrule: True
-        conda:
-            "../envs/report.yaml"
-        resources:
-            mem_mb=2000,
-            runtime=30,
-        params:
-            cfg={
-                "figure": figure,
+            )
+            for figure in FIGURES
+        ],
+    log:
+        "results/{run}/logs/figures.log",
+    localrule: True
+    conda:
+        "../envs/report.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        cfg={
+            "figures": {
+                figure: expand(
+                    FIGURE_SOURCES[figure], batch=BATCHES["test"][FIGURE_CASE]
+                )
+                for figure in FIGURES
+            },
+            "settings": {
                 "classes": config["classes"],
                 "case": config["figures"]["case"],
                 "organ": config["figures"]["organ"],
                 "prompt": config["explain"]["prompt"],
                 "dpi": config["figures"]["dpi"],
             },
-            code=code("figure.py"),
-        message:
-            "Draw {output}"
-        script:
-            "../scripts/figure.py"
+        },
+        code=code("figures.py"),
+    message:
+        "Draw the figures"
+    script:
+        "../scripts/figures.py"
 
 
 # What stands between the data and the tables.

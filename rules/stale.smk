@@ -14,6 +14,8 @@ CONFIGURED = {
 }
 # What rules write, those that are switched off too; a file of another name is the user's, logs stay.
 WRITTEN = [
+    "raw/{batch}/{case}.nii.gz",
+    "raw/{batch}/.snakemake_timestamp",
     "raw/{case}.nii.gz",
     "raw/{case}_labels.nii.gz",
     "raw/{case}_problem.txt",

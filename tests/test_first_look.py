@@ -205,7 +205,7 @@ use rule * from xaiclip as xaiclip_*
 rule mine:
     default_target: True
     input:
-        "results/inner/raw/test_ct_000.nii.gz",
+        "results/inner/raw/test-0",
     output:
         "mine.txt",
     params:
@@ -229,7 +229,7 @@ def test_the_workflow_as_a_module_of_another_project(tmp_path):
     status, output = snakemake(tmp_path, snakefile=snakefile)
     assert status == 0, output[-3000:]
     assert (tmp_path / "mine.txt").read_text() == "other xaiclip\n"
-    assert (tmp_path / "results/inner/raw/test_ct_000_labels.nii.gz").exists()
+    assert (tmp_path / "results/inner/raw/test-0/test_ct_000_labels.nii.gz").exists()
     inner["roi"] = {"sigm": 1}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({"xaiclip": inner}))
     status, output = snakemake(tmp_path, "--dry-run", snakefile=snakefile)

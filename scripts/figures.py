@@ -1,0 +1,20 @@
+"""Draw the figures."""
+
+from _job import job
+
+with job(snakemake) as log:
+    from pathlib import Path
+
+    from xaiclip.report.figures import FIGURES
+    from xaiclip.report.sources import Settings, sources_of
+    from xaiclip.report.style import save
+
+    cfg = snakemake.params.cfg
+    settings = Settings(**cfg["settings"])
+    outputs = {Path(path).stem: Path(path) for path in snakemake.output}
+    for name, files in cfg["figures"].items():
+        # the study's folder holds figures/ and all that they are drawn from
+        root = outputs[name].parents[1]
+        figure = FIGURES[name](sources_of((root / file for file in files), root), settings)
+        save(figure, outputs[name], settings.dpi)
+        log.info("%s", outputs[name])
