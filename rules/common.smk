@@ -57,9 +57,7 @@ def made_cases():
 def drawn_in_batch(case):
     """A phantom where it lies: one job draws a batch, into a folder of its own."""
     folder = case.image.parent / BATCHES[case.split][case.name]
-    return replace(
-        case, image=folder / case.image.name, label=folder / case.label.name
-    )
+    return replace(case, image=folder / case.image.name, label=folder / case.label.name)
 
 
 def chosen_cases(cases):
