@@ -8,7 +8,8 @@ from functools import cache
 
 from snakemake.io import contains_wildcard
 
-from xaiclip.workflow import provenance
+from xaiclip.workflow import paths, provenance
+from xaiclip.workflow.paths import filled
 from xaiclip.published.catalogue import DATASETS, WEIGHTS, Entry, backbone_note
 from xaiclip.published.catalogue import entries as published_entries
 from xaiclip.published.checked import check_published
@@ -35,20 +36,23 @@ def made_cases():
         ]
     else:
         entries = published_entries(SOURCE, Path(DOWNLOADS, SOURCE))
-    raw = f"results/{RUN}/raw"
     published = DATASETS.get(SOURCE)
     return [
         Case(
             name=entry.name,
-            image=Path(f"{raw}/{entry.name}.nii.gz"),
+            image=Path(filled(paths.IMAGE, run=RUN, case=entry.name)),
             label=(
-                Path(f"{raw}/{entry.name}_labels.nii.gz")
+                Path(filled(paths.LABEL, run=RUN, case=entry.name))
                 if published is None or published.labelled
                 else None
             ),
             modality=entry.modality,
             split=entry.split,
-            problem=Path(f"{raw}/{entry.name}_problem.txt") if published else None,
+            problem=(
+                Path(filled(paths.PROBLEM, run=RUN, case=entry.name))
+                if published
+                else None
+            ),
         )
         for entry in entries
     ]
@@ -56,8 +60,12 @@ def made_cases():
 
 def drawn_in_batch(case):
     """A phantom where it lies: one job draws a batch, into a folder of its own."""
-    folder = case.image.parent / BATCHES[case.split][case.name]
-    return replace(case, image=folder / case.image.name, label=folder / case.label.name)
+    batch = BATCHES[case.split][case.name]
+    return replace(
+        case,
+        image=Path(filled(paths.PHANTOM, run=RUN, batch=batch, case=case.name)),
+        label=Path(filled(paths.PHANTOM_LABEL, run=RUN, batch=batch, case=case.name)),
+    )
 
 
 def chosen_cases(cases):
@@ -128,7 +136,9 @@ def by_hand():
                 f"{DATASETS[SOURCE].by_hand}, and put its case folders into {source_path()}."
             )
     if (path := config["localizer"]["weights"]) and not Path(path).exists():
-        trained = re.fullmatch(r"results/([^/]+)/localizer/.+", path)
+        trained = re.fullmatch(
+            filled(paths.LOCALIZER, run="([^/]+)", variant="[^/]+"), path
+        )
         if trained and trained[1] != RUN:
             yield path, (
                 f"config key 'localizer.weights': there is no file '{path}': run the study "
@@ -203,10 +213,11 @@ METHOD_SOURCES = methods()
 GUIDANCES = config["explain"]["guidances"]
 # the maps of each case that the tables show
 MAPS = expand(
-    "{organ}_{method}_{guidance}.nii.gz",
+    paths.MAP,
     organ=[file_stem(organ) for organ in ORGANS],
     method=METHODS,
     guidance=GUIDANCES,
+    allow_missing=True,
 )
 TRAINS = not config["localizer"]["weights"]
 VARIANTS = (
@@ -254,11 +265,11 @@ FOREIGN = {
 
 # What preparing a published case writes.
 PREPARED = {
-    "image": "results/{run}/raw/{case}.nii.gz",
-    "problem": "results/{run}/raw/{case}_problem.txt",
+    "image": paths.IMAGE,
+    "problem": paths.PROBLEM,
 }
 if SOURCE in DATASETS and DATASETS[SOURCE].labelled:
-    PREPARED["label"] = "results/{run}/raw/{case}_labels.nii.gz"
+    PREPARED["label"] = paths.LABEL
 METRICS = ["localizer", "segmenter", "explanations"]
 
 
@@ -340,7 +351,7 @@ def plan_settings(wildcards):
 
 def configured(source):
     """Whether the study makes this file: its method and guidance are switched on."""
-    stage, *rest = source.split("/")
+    stage, *rest = paths.below(source).split("/")
     if stage in ("scores", "attributions"):
         return rest[0] in METHODS and rest[1] in GUIDANCES
     if stage == "localizer":
@@ -350,7 +361,7 @@ def configured(source):
 
 onstart:
     try:
-        check_writable(f"results/{RUN}")
+        check_writable(filled(paths.FOLDER, run=RUN))
     except StorageError as error:
         raise WorkflowError(str(error)) from None
 

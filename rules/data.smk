@@ -1,7 +1,7 @@
 # Raw volumes → slices → preprocessed slices.
 rule phantom:
     output:
-        directory("results/{run}/raw/{batch}"),
+        directory(paths.PHANTOMS),
     log:
         "results/{run}/logs/phantom/{batch}.log",
     conda:
@@ -31,9 +31,9 @@ rule slices:
     input:
         made_files,
     output:
-        slices="results/{run}/slices/{batch}.npz",
-        checksums="results/{run}/slices/{batch}.json",
-        files="results/{run}/private/{batch}.json",
+        slices=paths.SLICES,
+        checksums=paths.CHECKSUMS,
+        files=paths.FILES,
     log:
         "results/{run}/logs/slices/{batch}.log",
     conda:
@@ -62,9 +62,9 @@ rule slices:
 
 rule preprocess:
     input:
-        "results/{run}/slices/{batch}.npz",
+        paths.SLICES,
     output:
-        "results/{run}/preprocessed/{batch}.npz",
+        paths.PREPROCESSED,
     log:
         "results/{run}/logs/preprocess/{batch}.log",
     conda:

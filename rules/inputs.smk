@@ -62,7 +62,7 @@ def made_files(wildcards):
     compares only the time of a folder, and removes the results of a scan dated in the future.
     """
     if SOURCE == "phantom":
-        return [f"results/{RUN}/raw/{wildcards.batch}"]
+        return filled(paths.PHANTOMS, run=RUN, batch=wildcards.batch)
     if SOURCE == "sheet":
         return []
     return [
@@ -87,19 +87,30 @@ def case_facts(wildcards):
     ]
 
 
-def of_case(wildcards, pattern, **others):
-    """Files of the batch that a test case is in, below the study's folder."""
+def of_case(wildcards, path, **others):
+    """Files of the batch that a test case is in."""
     return expand(
-        f"results/{wildcards.run}/{pattern}",
+        path,
+        run=wildcards.run,
         batch=BATCHES["test"][wildcards.case],
         **others,
     )
 
 
+def scores_of(method, guidance):
+    """The scores that a figure shows."""
+    return filled(paths.SCORES, method=method, guidance=guidance)
+
+
+def maps_of(method, guidance):
+    """The maps that a figure shows."""
+    return filled(paths.ATTRIBUTIONS, method=method, guidance=guidance)
+
+
 def trained_of(run, variant="text"):
     """The localizer's weights: those that the study trains, or another one's."""
     if TRAINS:
-        return f"results/{run}/localizer/{variant}/localizer.safetensors"
+        return filled(paths.LOCALIZER, run=run, variant=variant)
     return ancient(config["localizer"]["weights"])
 
 

@@ -19,7 +19,6 @@ with job(snakemake) as log:
     outputs = {Path(path).stem: Path(path) for path in snakemake.output}
     for name, files in cfg["figures"].items():
         # the study's folder holds figures/ and all that they are drawn from
-        root = outputs[name].parents[1]
-        figure = FIGURES[name](sources_of((root / file for file in files), root), settings)
+        figure = FIGURES[name](sources_of(files, outputs[name].parents[1]), settings)
         save(figure, outputs[name], settings.dpi)
         log.info("%s", outputs[name])

@@ -265,9 +265,12 @@ class Study:
             ],
             "figure09_localization": ["slices", "localization/text"],
         }
-        files = {name: [f"{one}/{BATCH}.npz" for one in every] for name, every in sources.items()}
+        files = {
+            name: [self.at(f"{one}/{BATCH}.npz") for one in every]
+            for name, every in sources.items()
+        }
         settings = {"classes": CLASSES, "case": None, "organ": "liver", "prompt": "roi", "dpi": 40}
-        inputs = [self.at(one) for every in files.values() for one in every]
+        inputs = [one for every in files.values() for one in every]
         outputs = Named(*(self.at(f"figures/{name}.png") for name in files))
         self.script("figures", inputs, outputs, {"figures": files, "settings": settings})
 
