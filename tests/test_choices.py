@@ -42,6 +42,7 @@ def stored(root: Path) -> Stored:
     return Stored(root)
 
 
+@pytest.mark.slow
 def test_each_slice_of_a_case_has_its_own_maps_and_plans(
     root: Path, slices: dict[str, Any], stored: Stored
 ) -> None:

@@ -118,6 +118,7 @@ def test_the_localizer_costs_four_forwards_of_one_slice() -> None:
     assert macs(cost.ptflops) == 4 * macs(one.ptflops) > 0
 
 
+@pytest.mark.slow
 def test_the_script_writes_what_runs(tmp_path: Path) -> None:
     localizer = Localizer(load_backbone(BackboneSettings("compact")), ("background", "liver"))
     save_localizer(tmp_path / "localizer.safetensors", localizer)

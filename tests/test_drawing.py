@@ -40,6 +40,7 @@ def root(slices: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pa
 # --- the drawing shows the data ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PICTURES)
 def test_the_drawing_shows_the_data(root: Path, name: str) -> None:
     data = picture(root, name)

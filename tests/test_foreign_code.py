@@ -105,6 +105,7 @@ PLACES: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", ["folder", "hub"])
 def test_python_files_beside_a_model_do_not_run(
@@ -120,6 +121,7 @@ def test_python_files_beside_a_model_do_not_run(
     assert not ran.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "section", "key", "value"),
     [
@@ -429,6 +431,7 @@ def change(weights: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tenso
     return weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 @pytest.mark.parametrize(
     ("kind", "words"),
@@ -557,6 +560,7 @@ def test_nothing_is_fetched_on_a_localizers_word(model: str, trained: Path, monk
         load_localizer(trained)
 
 
+@pytest.mark.slow
 def test_no_module_of_a_models_folder_can_be_imported(folder: Path, ran: Path) -> None:
     """In a process of its own, with nothing loaded before, and a terminal's prompt answered."""
     write_biomed(folder)

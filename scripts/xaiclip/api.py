@@ -22,7 +22,7 @@ from xaiclip.seeds import derived
 if TYPE_CHECKING:
     from torch import nn
 
-    from xaiclip.data.slices import Slice
+    from xaiclip.data.record import Slice
     from xaiclip.explanation import Explanation
     from xaiclip.masks.roi import Roi, RoiSettings
     from xaiclip.models.segmenters.base import Segmenter
@@ -119,7 +119,8 @@ def explain(
         regions, guidance, source = arguments.regions_of(
             item, list(prompts), rois, guidance, classes
         )
-        request = Request(item.case, item.index, item.image, prompts, regions, guidance)
+        units = arguments.units_of(item, plan_settings.get("regions"), rois, classes)
+        request = Request(item.case, item.index, item.image, prompts, regions, guidance, units)
         run = Run(
             method,
             plan_settings,

@@ -9,7 +9,7 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -47,6 +47,7 @@ class Request:
             segmenter a box, float (4,) XYXY in pixels of the slice; None = there is none.
         rois: each target's ROI, bool (H, W), if it has one; None = no guidance.
         guidance: the guidance's name, for the record.
+        regions: each organ's region, bool (H, W), if the method asks for a source of them.
     """
 
     case: str
@@ -55,6 +56,7 @@ class Request:
     prompts: Mapping[str, Any]
     rois: Mapping[str, NDArray[np.bool_]] | None = None
     guidance: str = "full"
+    regions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -117,6 +119,7 @@ def score_slice(
             seed=run.seed ^ request.seed,
             settings=run.settings,
             explained=explained(scorer.values),
+            regions={organ: to_canonical_mask(mask) for organ, mask in request.regions.items()},
         )
         refused = scorer.refused()
         skips += [_skip(request, target, reason) for target, reason in refused.items()]
@@ -218,7 +221,8 @@ def _plain_request(model: Model, like: Request) -> Request:
     """A plain image with the targets and the guidance of another request."""
     image, shown, prompts = scorer_type(model).plain(like.prompts)
     rois = None if like.rois is None else dict.fromkeys(like.prompts, shown)
-    return Request("plain", 0, image, prompts, rois, like.guidance)
+    regions = dict.fromkeys(like.regions, shown)
+    return Request("plain", 0, image, prompts, rois, like.guidance, regions)
 
 
 def attribute_slice(

@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from xaiclip.clock import PHASES
+from xaiclip.data.record import SliceName
 from xaiclip.errors import Skip
 from xaiclip.explain import method
 from xaiclip.explain.attribution import Attribution
-from xaiclip.explain.engine import ScoreTable
-from xaiclip.explain.gradients import Gradients
-from xaiclip.explain.plan import Context, Plan
-from xaiclip.files import atomic, load_arrays, save_arrays
+from xaiclip.files import Arrays, atomic, open_arrays, save_arrays
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from xaiclip.explain.engine import ScoreTable
+    from xaiclip.explain.gradients import Gradients
+    from xaiclip.explain.plan import Context, Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +143,7 @@ def save_scores(
         arrays |= {f"{i}/image": context.image, f"{i}/masks": context.masks}
         if context.rois is not None:
             arrays[f"{i}/rois"] = context.rois
+        arrays |= {f"{i}/regions/{organ}": mask for organ, mask in context.regions.items()}
         for name, plan in one.plans.items():
             table = one.tables[name]
             arrays |= {f"{i}/plans/{name}/{k}": array for k, array in plan.to_arrays().items()}
@@ -171,38 +176,69 @@ def save_scores(
 
 def load_scores(path: str | os.PathLike[str]) -> tuple[list[SliceScores], list[Skip]]:
     """Read what `save_scores` wrote."""
-    arrays, meta = load_arrays(path)
-    scores = []
-    for i, row in enumerate(meta["scores"]):
-        method(row["method"])  # its plans' classes may be its own
-        mine = _below(arrays, f"{i}/")
-        context = Context(
-            image=mine["image"],
-            organs=tuple(row["organs"]),
-            masks=mine["masks"],
-            rois=mine.get("rois"),
-            seed=row["seed"],
-            settings=row["settings"],
-            explained=tuple(row["explained"]),
+    with open_arrays(path) as stored:
+        scores = [_read(stored, i) for i in range(len(stored.meta["scores"]))]
+        return scores, [Skip(**skip) for skip in stored.meta["skips"]]
+
+
+def load_plan(
+    path: str | os.PathLike[str], of: SliceName, organ: str, name: str | None = None
+) -> dict[str, NDArray[Any]]:
+    """The arrays of one plan of what `save_scores` wrote; reads no other, and needs no torch.
+
+    Args:
+        path: of the batch.
+        of: the slice.
+        organ: one of its organs.
+        name: of the plan; None for the slice's first.
+
+    Returns:
+        As `Plan.to_arrays` gave them, ``members`` cut down to the organ: (N,).
+
+    Raises:
+        KeyError: there is no such plan.
+    """
+    with open_arrays(path) as stored:
+        for i, row in enumerate(stored.meta["scores"]):
+            if (row["case"], row["slice"]) == (of.case, of.index) and organ in row["organs"]:
+                arrays = stored.below(f"{i}/plans/{name or next(iter(row['plans']))}/")
+                arrays["members"] = arrays["members"][:, row["organs"].index(organ)]
+                return arrays
+    raise KeyError(of.key)
+
+
+def _read(stored: Arrays, number: int) -> SliceScores:
+    from xaiclip.explain.engine import ScoreTable
+    from xaiclip.explain.gradients import Gradients
+    from xaiclip.explain.plan import Context, Plan
+
+    row, mine = stored.meta["scores"][number], stored.below(f"{number}/")
+    method(row["method"])  # its plans' classes may be its own
+    context = Context(
+        image=mine["image"],
+        organs=tuple(row["organs"]),
+        masks=mine["masks"],
+        rois=mine.get("rois"),
+        seed=row["seed"],
+        settings=row["settings"],
+        explained=tuple(row["explained"]),
+        regions=_below(mine, "regions/"),
+    )
+    plans, tables = {}, {}
+    for name, facts in row["plans"].items():
+        plans[name] = Plan.from_arrays(_below(mine, f"plans/{name}/"))
+        tables[name] = ScoreTable(
+            **_below(mine, f"tables/{name}/"),
+            values=tuple(facts["values"]),
+            seconds=facts["seconds"],
+            n_forwards=facts["n_forwards"],
         )
-        plans, tables = {}, {}
-        for name, facts in row["plans"].items():
-            plans[name] = Plan.from_arrays(_below(mine, f"plans/{name}/"))
-            tables[name] = ScoreTable(
-                **_below(mine, f"tables/{name}/"),
-                values=tuple(facts["values"]),
-                seconds=facts["seconds"],
-                n_forwards=facts["n_forwards"],
-            )
-        gradients = None
-        if facts := row["gradients"]:
-            values = tuple(facts.pop("values"))
-            gradients = Gradients(maps=mine["gradients"], values=values, **facts)
-        keys = {key: row[key] for key in ("case", "slice", "method", "guidance", "seconds")}
-        scores.append(
-            SliceScores(**keys, context=context, plans=plans, tables=tables, gradients=gradients)
-        )
-    return scores, [Skip(**skip) for skip in meta["skips"]]
+    gradients = None
+    if facts := row["gradients"]:
+        values = tuple(facts.pop("values"))
+        gradients = Gradients(maps=mine["gradients"], values=values, **facts)
+    keys = {key: row[key] for key in ("case", "slice", "method", "guidance", "seconds")}
+    return SliceScores(**keys, context=context, plans=plans, tables=tables, gradients=gradients)
 
 
 def score_frame(scores: Sequence[SliceScores]) -> pd.DataFrame:
@@ -211,6 +247,8 @@ def score_frame(scores: Sequence[SliceScores]) -> pd.DataFrame:
     Columns: case, slice, organ, plan, forward (0 = unperturbed, k = the plan's k-th), member
     (whether the forward counts for the organ), and one float32 column per value function.
     """
+    import pandas as pd
+
     parts = []
     for one in scores:
         for name, table in one.tables.items():

@@ -16,7 +16,7 @@ from xaiclip.metrics.maps.explained import Explained
 from xaiclip.metrics.overlap import dice
 
 if TYPE_CHECKING:
-    from xaiclip.data.slices import Slice
+    from xaiclip.data.record import Slice
     from xaiclip.explain.attribution import Attribution
     from xaiclip.explain.store import SliceScores
 
