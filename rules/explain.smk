@@ -79,9 +79,8 @@ rule attribute:
 rule maps:
     input:
         slices=lambda w: of_case(w, "slices/{batch}.npz"),
-        attributions=lambda w: of_case(
-            w,
-            "attributions/{method}/{guidance}/{batch}.npz",
+        attributions=lambda w: expand(
+            of_case(w, "attributions/{method}/{guidance}/{batch}.npz"),
             method=METHODS,
             guidance=GUIDANCES,
         ),

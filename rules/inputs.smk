@@ -89,13 +89,10 @@ def case_facts(wildcards):
     ]
 
 
-def of_case(wildcards, pattern, **others):
-    """Files of the batch that a test case is in, below the study's folder."""
-    return expand(
-        f"results/{wildcards.run}/{pattern}",
-        batch=BATCHES["test"][wildcards.case],
-        **others,
-    )
+def of_case(wildcards, pattern):
+    """A file of the batch that a test case is in, below the study's folder."""
+    batch = BATCHES["test"][wildcards.case]
+    return f"results/{wildcards.run}/{pattern.replace('{batch}', batch)}"
 
 
 def trained_of(run, variant="text"):
