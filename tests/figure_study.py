@@ -205,7 +205,7 @@ def _table(plan: Plan, masks: np.ndarray) -> ScoreTable:
     scores = np.stack([dice, dice**1.2, dice, dice / (2 - dice)], axis=-1)
     n = plan.n_forwards
     seconds = {"perturb": 0.004 * n, "encode": 0.03 * n, "decode": 0.01 * n, "total": 0.045 * n}
-    baseline = np.tile(np.float32([0.98, 0.97, 1.0, 1.0]), (len(masks), 1))
+    baseline = np.tile(np.array([0.98, 0.97, 1.0, 1.0], np.float32), (len(masks), 1))
     return ScoreTable(scores.astype(np.float32), baseline, VALUES, seconds, n)
 
 
