@@ -1,6 +1,16 @@
 # Tables, figures, provenance: what a paper takes over. All but the savings take seconds, once a study: not worth a cluster job.
 TABLES = ["table2", "segmenter", "table3", "table3_variants"]
 
+# Tables that a method brings along, if it is switched on and set so: method, settings.
+METHOD_TABLES = {
+    name: method
+    for name, (method, needed) in {
+        "shapley_units": ("shapley", {"units": "organs"}),
+    }.items()
+    if method in METHODS and needed.items() <= config["methods"][method].items()
+}
+TABLES += METHOD_TABLES
+
 
 rule savings:
     input:
@@ -149,6 +159,51 @@ rule table3:
         "../scripts/table3.py"
 
 
+for table, method in METHOD_TABLES.items():
+
+    rule:
+        name:
+            f"table_{table}"
+        input:
+            attributions=expand(
+                f"results/{{run}}/attributions/{method}/{{guidance}}/{{batch}}.npz",
+                guidance=GUIDANCES,
+                batch=batches("test"),
+                allow_missing=True,
+            ),
+            explanations="results/{run}/metrics/explanations.parquet",
+            skipped="results/{run}/skipped.tsv",
+        output:
+            csv=f"results/{{run}}/tables/{table}.csv",
+            md=report(
+                f"results/{{run}}/tables/{table}.md",
+                caption=f"../docs/report/{table}.rst",
+                category="Tables",
+            ),
+        log:
+            f"results/{{run}}/logs/tables/{table}.log",
+        localrule: True
+        conda:
+            "../envs/report.yaml"
+        resources:
+            mem_mb=1000,
+            runtime=30,
+        params:
+            cfg={
+                "table": table,
+                "settings": config["methods"][method],
+                "classes": config["classes"],
+                "statistics": config["statistics"],
+                "seed": seed_of("statistics"),
+                "cases": sorted(BATCHES["test"]),
+            },
+            code=code("table.py"),
+        message:
+            "Make {output.md}"
+        script:
+            "../scripts/table.py"
+
+
 # What each figure is drawn from, below results/{run}/; {batch} is the batch of the figures' case.
 FIGURE_SOURCES = {
     "figure02_preprocessing": ["slices/{batch}.npz", "preprocessed/{batch}.npz"],
@@ -209,6 +264,7 @@ FIGURE_SOURCES = {
         "attributions/rise/full/{batch}.npz",
         "attributions/rise/roi/{batch}.npz",
     ],
+    "shapley_matrix": ["tables/shapley_units.csv"],
     "training_curves": [f"localizer/{variant}/training.csv" for variant in VARIANTS],
 }
 
@@ -288,6 +344,7 @@ STUDY_SCRIPTS = [
     "table2.py",
     "table_segmenter.py",
     "table3.py",
+    *(["table.py"] if METHOD_TABLES else []),
 ]
 
 

@@ -37,6 +37,8 @@ WRITTEN = [
     "maps/{case}/{organ}_{method}_{guidance}.nii.gz",
     "maps/{case}/variants/{organ}_{method}_{guidance}_{rest}.nii.gz",
     "maps/{case}/variants/.snakemake_timestamp",
+    "tables/{method}_units.csv",
+    "tables/{method}_units.md",
     "figures/{figure}.png",
 ]
 

@@ -13,7 +13,7 @@ with job(snakemake) as log:
     from compact.shipping import ship_example, ship_localizer, write_sums
 
     target = Path(snakemake.scriptdir).parent / "resources" / "compact"
-    made = {name: Path(path) for name, path in snakemake.input.items()}
-    ship_localizer(made["weights"], made["history"], target)
-    ship_example(made["image"], made["label"], target)
+    made = snakemake.input
+    ship_localizer(Path(made.weights), Path(made.history), target)
+    ship_example(Path(made.image), Path(made.label), target)
     log.info("%d files in %s", write_sums(target), target)

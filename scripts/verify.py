@@ -21,9 +21,11 @@ ROOT = Path(__file__).parents[1]
 RULES = (
     *("slices", "preprocess", "roi", "attribute", "maps"),
     *("evaluate_localizer", "evaluate_segmenter", "metrics", "skipped"),
-    *("table2", "table_segmenter", "table3", "table_savings"),
+    *("table2", "table_segmenter", "table3", "table_savings", "table_shapley_units"),
 )
 TABLES = ("table2", "segmenter", "table3")
+#: Those that not every run has.
+FURTHER = ("savings", "shapley_units")
 
 
 def same_code(provenance):
@@ -45,7 +47,8 @@ def remade(folder, again, config):
             _link(source, again / name)
     overlay = again / PRIVATE / "config.json"
     write_json(overlay, {**config, "run": again.name}, private=True)
-    names = [*TABLES, *(["savings"] if (folder / "tables" / "savings.csv").exists() else [])]
+    further = (name for name in FURTHER if (folder / "tables" / f"{name}.csv").exists())
+    names = [*TABLES, *further]
     targets = [f"results/{again.name}/tables/{name}.csv" for name in names]
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(ROOT / "Snakefile")]
     command += ["--configfile", str(overlay), "--cores", str(os.cpu_count()), "--nolock"]

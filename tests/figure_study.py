@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import ndimage
 from torch.nn.functional import adaptive_avg_pool2d
 
 from xaiclip.data.geometry import Geometry
-from xaiclip.data.slices import Slice, save_slices
+from xaiclip.data.record import Slice, save_slices
 from xaiclip.errors import Skip
 from xaiclip.explain import method
 from xaiclip.explain.attribution import (
+    Attribution,
     save_attributions,
     to_canonical_image,
     to_canonical_mask,
@@ -24,12 +26,15 @@ from xaiclip.explain.engine import ScoreTable
 from xaiclip.explain.plan import Context, Plan
 from xaiclip.explain.runner import attribute_slice
 from xaiclip.explain.store import SliceScores, save_scores
-from xaiclip.files import save_arrays
+from xaiclip.localizer.probabilities import save_probabilities
 from xaiclip.masks.roi import RoiSettings, load_rois, rois_of, save_rois
+from xaiclip.masks.segmented import save_masks
 from xaiclip.metrics.rows import explanation_rows
 from xaiclip.metrics.schema import EXPLANATIONS, write_table
-from xaiclip.organs import SIX_CLASSES, organs_of
+from xaiclip.organs import OUTSIDE, REST, SIX_CLASSES, organs_of
 from xaiclip.preprocess import Letterbox, preprocess_slices, save_preprocessed
+from xaiclip.report.tables.data import write
+from xaiclip.report.tables.shapley_units import COLUMNS, shapley_units
 
 CLASSES = list(SIX_CLASSES)
 ORGANS = organs_of(CLASSES)
@@ -96,23 +101,18 @@ def make_study(
         for index, organ in enumerate(ORGANS, start=1):
             mask = ndimage.binary_opening(label == index, iterations=2)
             if mask.any():
-                masks[f"{item.key}/{organ}/roi"] = mask
-    save_arrays(
-        root / f"localization/text/{BATCH}.npz",
-        maps,
-        {"seconds": dict.fromkeys(maps, 0.03), "classes": CLASSES},
-    )
+                masks[item, organ, "roi"] = mask
+    localized = dict.fromkeys(maps, 0.03)
+    save_probabilities(root / f"localization/text/{BATCH}.npz", maps, localized, CLASSES)
     save_rois(root / f"roi/{BATCH}.npz", rois)
     reason = "the unperturbed segmentation is empty"
     left_out = [
         Skip(item.case, "segment", reason, item.index, organ)
         for item in slices
         for organ in ORGANS
-        if f"{item.key}/{organ}/roi" not in masks
+        if (item, organ, "roi") not in masks
     ]
-    save_arrays(
-        root / f"segmentation/{BATCH}.npz", masks, {"skips": [s.to_dict() for s in left_out]}
-    )
+    save_masks(root / f"segmentation/{BATCH}.npz", masks, left_out)
     regions, _ = load_rois(root / f"roi/{BATCH}.npz")
     rows: list[dict[str, Any]] = []
     for name in settings:
@@ -120,9 +120,9 @@ def make_study(
             done, attributions = [], []
             for item in slices:
                 mine = {
-                    organ: masks[f"{item.key}/{organ}/roi"]
+                    organ: masks[item, organ, "roi"]
                     for organ in ORGANS
-                    if f"{item.key}/{organ}/roi" in masks
+                    if (item, organ, "roi") in masks
                     and regions[item.key][organ]["localizer"].mask.any()
                 }
                 one = scored(item, mine, name, guidance, settings[name], regions[item.key])
@@ -152,6 +152,7 @@ def make_study(
             save_scores(root / "scores" / folder, done, left_out)
             save_attributions(root / "attributions" / folder, attributions)
     write_table(root / "metrics/explanations.parquet", rows, EXPLANATIONS)
+    write_units(root, {organ for _, organ, _ in masks}, guidances)
     for variant, gain in (("text", 1.0), ("no_text", 0.85)):
         write_history(root / f"localizer/{variant}/training.csv", gain)
     return root
@@ -207,6 +208,34 @@ def _table(plan: Plan, masks: np.ndarray) -> ScoreTable:
     seconds = {"perturb": 0.004 * n, "encode": 0.03 * n, "decode": 0.01 * n, "total": 0.045 * n}
     baseline = np.tile(np.array([0.98, 0.97, 1.0, 1.0], np.float32), (len(masks), 1))
     return ScoreTable(scores.astype(np.float32), baseline, VALUES, seconds, n)
+
+
+def write_units(root: Path, explained: Iterable[str], guidances: Sequence[str]) -> None:
+    """The table of units: each organ hangs on itself, and a little on all that is there."""
+    paths = [root / f"attributions/shapley/{guidance}/{BATCH}.npz" for guidance in guidances]
+    organs = [organ for organ in ORGANS if organ in explained]
+    blank = np.zeros((512, 512), np.float32)
+    for path in paths:
+        maps = [
+            Attribution(
+                organ,
+                "value",
+                "soft_dice",
+                blank,
+                ("coalitions",),
+                units={
+                    unit: 0.3 if unit == organ else 0.02 * place - 0.05
+                    for place, unit in enumerate((*organs, REST, OUTSIDE))
+                },
+            )
+            for organ in organs
+        ]
+        save_attributions(path, [("a", 7, one) for one in maps])
+    nothing = pd.DataFrame(columns=COLUMNS)
+    table = shapley_units(
+        paths, nothing, classes=CLASSES, settings={"regions": "prediction"}, resamples=100
+    )
+    write(table, root / "tables/shapley_units.csv", root / "tables/shapley_units.md")
 
 
 def write_history(path: Path, gain: float = 1.0, epochs: int = 12) -> None:

@@ -17,8 +17,9 @@ import published
 from compact import phantom
 from test_workflow import ROOT, snakemake
 from xaiclip.data import chaos, flare22, saros
+from xaiclip.data.record import load_slices
 from xaiclip.data.sheet import Case, read_sheet, write_sheet
-from xaiclip.data.slices import load_slices, take_slices
+from xaiclip.data.slices import take_slices
 from xaiclip.data.volumes import check_same_grid, read_volume
 from xaiclip.errors import CaseError, ConfigError, Skip
 from xaiclip.organs import FLARE22

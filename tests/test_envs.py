@@ -165,7 +165,7 @@ def third_party(script):
     """Packages that a script and the project's code behind it import."""
     files = set(imported_files(SCRIPTS / script))
     if script in ("score.py", "attribute.py", "savings.py"):  # methods are imported by name
-        for method in ("occlusion", "lime", "rise"):
+        for method in ("occlusion", "lime", "rise", "shapley"):
             files |= set(imported_files(SCRIPTS / f"xaiclip/explain/{method}.py"))
     if script == "prepare.py":  # so are adapters
         for name in DATASETS:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from figure_study import BATCH, COST, ORGANS, VALUES, drawn_slice, make_study
-from xaiclip.data.slices import load_slices
+from xaiclip.data.record import load_slices
 from xaiclip.explain.attribution import to_canonical_mask
 from xaiclip.explain.store import load_scores
 from xaiclip.masks.roi import load_rois

@@ -52,7 +52,8 @@ def files_of(root: Path, name: str) -> dict[str, Path]:
         if not folder.startswith("attributions/") or folder.removeprefix("attributions/") in own
     ]
     paths += [root / f"localizer/{variant}/training.csv" for variant in ("text", "no_text")]
-    return sources_of([*paths, root / "metrics/explanations.parquet"], root)
+    paths += [root / "metrics/explanations.parquet", root / "tables/shapley_units.csv"]
+    return sources_of(paths, root)
 
 
 def words_of(figure: Figure) -> str:
@@ -93,6 +94,7 @@ PARTS = {
     "figure11_lime_distributions": (2, 0, 6),
     "figure12_lime_stages": (6, 1, 2),
     "figure13_rise_stages": (6, 5, 1),
+    "shapley_matrix": (2, 1, 0),
     "training_curves": (3, 0, 0),
 }
 
@@ -151,6 +153,7 @@ def test_titles_name_the_case_and_axes_have_units(study: Path, name: str) -> Non
         ("figure10_occlusion_maps", "No organ of this batch is explained by occlusion."),
         ("figure08_comparison", "No organ of any case is explained: see skipped.tsv"),
         ("figure11_lime_distributions", "No organ of any case is explained"),
+        ("shapley_matrix", "No organ of any case is explained"),
     ],
 )  # fmt: skip
 def test_an_empty_study_gets_a_sentence(empty: Path, name: str, sentence: str) -> None:

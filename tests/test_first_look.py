@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from compact.phantom import PhantomSettings, generate, write
-from xaiclip.data.slices import load_slices
+from xaiclip.data.record import load_slices
 
 pytestmark = pytest.mark.slow
 

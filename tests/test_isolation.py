@@ -12,7 +12,7 @@ import torch
 
 from explain_fakes import FakeSegmenter
 from in_process import Named, run_script
-from xaiclip.data.slices import load_slices
+from xaiclip.data.record import load_slices
 from xaiclip.errors import ConfigError, StorageError
 
 CLASSES = ["background", "spleen", "liver"]
@@ -463,7 +463,7 @@ def test_an_interrupt_ends_the_job(study, monkeypatch, stage):
         ),
         (
             "score",
-            "xaiclip.targets.SegmenterScorer.of_slice",
+            "xaiclip.targets.decode",
             "The model under 'occlusion' fails on a",
         ),
     ],

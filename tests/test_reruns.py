@@ -143,6 +143,16 @@ def test_a_key_reruns_what_reads_it_and_no_more(answers, number):
     assert set(plan) == wanted
 
 
+def test_a_deleted_map_is_made_again_and_no_other_case_s(study, answers):
+    """One that the tables show, and those that they do not."""
+    names = ["test_ct_000/liver_rise_roi.nii.gz", "test_mr_000/variants"]
+    removed = [f"results/tiny/maps/{name}" for name in names]
+    nothing, *plans = ask(study, [BASE], pretend=False, removed=removed)["plans"]
+    assert nothing == {}
+    report = ("skipped", "table2", "table3", "table_segmenter", "provenance")
+    assert plans == [{"maps": 1, **dict.fromkeys(report, 1)}] * 2
+
+
 SHEET = """case image label modality split
 train scans/train.nii.gz scans/train_label.nii.gz CT train
 one scans/{1}/test.nii.gz scans/label.nii CT test
