@@ -103,8 +103,8 @@ def make_study(
             mask = ndimage.binary_opening(label == index, iterations=2)
             if mask.any():
                 masks[item, organ, "roi"] = mask
-    seconds = dict.fromkeys(maps, 0.03)
-    save_probabilities(root / f"localization/text/{BATCH}.npz", maps, seconds, CLASSES)
+    localized = dict.fromkeys(maps, 0.03)
+    save_probabilities(root / f"localization/text/{BATCH}.npz", maps, localized, CLASSES)
     save_rois(root / f"roi/{BATCH}.npz", rois)
     reason = "the unperturbed segmentation is empty"
     left_out = [
@@ -207,7 +207,7 @@ def _table(plan: Plan, masks: np.ndarray) -> ScoreTable:
     scores = np.stack([dice, dice**1.2, dice, dice / (2 - dice)], axis=-1)
     n = plan.n_forwards
     seconds = {"perturb": 0.004 * n, "encode": 0.03 * n, "decode": 0.01 * n, "total": 0.045 * n}
-    baseline = np.tile(np.float32([0.98, 0.97, 1.0, 1.0]), (len(masks), 1))
+    baseline = np.tile(np.array([0.98, 0.97, 1.0, 1.0], np.float32), (len(masks), 1))
     return ScoreTable(scores.astype(np.float32), baseline, VALUES, seconds, n)
 
 
