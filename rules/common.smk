@@ -266,6 +266,12 @@ def code(script, *also):
 
 
 @cache
+def stage_code(script, *names):
+    """Hash of a script that runs methods, and of the part of them that it runs."""
+    return provenance.stage_hash(script, {name: METHOD_SOURCES[name] for name in names})
+
+
+@cache
 def seed_of(*parts):
     """A seed of its own for each named thing, from the study's seed."""
     return derived(config["seed"], *parts)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from xaiclip.errors import ConfigError
-from xaiclip.explain import GROUP
+from xaiclip.explain import GROUP, PACKAGE
 from xaiclip.explain.settings import MAP, PLAN
 
 _OWN = Path(__file__).parents[1] / "explain"
@@ -38,7 +38,8 @@ class Source:
     """What a method's module states, as JSON schemas by key.
 
     Attributes:
-        path: of the module.
+        module: its dotted name.
+        path: its file.
         meaning: the first line of its docstring.
         plan: what its forwards hang on.
         maps: what only its maps hang on.
@@ -46,12 +47,19 @@ class Source:
         refines: whether it has such a function.
     """
 
+    module: str
     path: Path
     meaning: str
     plan: Schema
     maps: Schema
     adaptive: dict[str, Any]
     refines: bool
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds its top-level package."""
+        levels = self.module.count(".") + (self.path.name == "__init__.py")
+        return self.path.parents[levels]
 
     def split(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """A complete section as what the plans and what the maps hang on."""
@@ -71,9 +79,12 @@ def methods(*, own: bool = False) -> dict[str, Source]:
     Raises:
         ConfigError: a module whose settings cannot be read.
     """
-    paths = {} if own else {**_brought()}
-    paths |= {path.stem: path for path in sorted(_OWN.glob("*.py"))}
-    found = {name: source(path, path.stat().st_mtime_ns) for name, path in paths.items()}
+    places = {} if own else dict(_brought())
+    places |= {path.stem: (f"{PACKAGE}.{path.stem}", path) for path in sorted(_OWN.glob("*.py"))}
+    found = {
+        name: source(module, path, path.stat().st_mtime_ns)
+        for name, (module, path) in places.items()
+    }
     return {name: one for name, one in sorted(found.items()) if one is not None}
 
 
@@ -89,14 +100,18 @@ def section(one: Source) -> Schema:
 
 
 @cache
-def _brought() -> dict[str, Path]:
-    """Methods of other packages: name and file, found without loading the package."""
+def _brought() -> dict[str, tuple[str, Path]]:
+    """Methods of other packages: name, module and file, found without loading the package."""
     found = {}
     for entry in entry_points(group=GROUP):
         top, *rest = entry.value.split(".")
         spec = find_spec(top)
         places = list(spec.submodule_search_locations or []) if spec and rest else []
-        files = [Path(place, *rest).with_suffix(".py") for place in places]
+        files = [
+            file
+            for place in places
+            for file in (Path(place, *rest).with_suffix(".py"), Path(place, *rest, "__init__.py"))
+        ]
         if spec and spec.origin and not rest:
             files = [Path(spec.origin)]
         path = next((file for file in files if file.is_file()), None)
@@ -105,12 +120,12 @@ def _brought() -> dict[str, Path]:
                 f"the installed method '{entry.name}' ({entry.value}) is no module of which there "
                 "is a file: uninstall or correct the package that brings it."
             )
-        found[entry.name] = path
+        found[entry.name] = entry.value, path
     return found
 
 
 @cache
-def source(path: Path, _mtime: int = 0) -> Source | None:
+def source(module: str, path: Path, _mtime: int = 0) -> Source | None:
     """What a module states; None if it is no method.
 
     Raises:
@@ -123,17 +138,17 @@ def source(path: Path, _mtime: int = 0) -> Source | None:
         tree = ast.parse(text, str(path))
     except SyntaxError as error:
         raise ConfigError(f"the method '{path}' is no Python ({error}).") from None
-    module = _Module(path, tree)
-    plan, maps = (module.properties(name) for name in (PLAN, MAP))
+    classes = _Classes(path, tree)
+    plan, maps = (classes.properties(name) for name in (PLAN, MAP))
     if twice := plan.keys() & maps.keys():
         raise ConfigError(f"the method '{path}' has the setting '{min(twice)}' twice.")
     adaptive = {key: one["default"] for key, one in plan.items() if one.pop("adaptive", False)}
     names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     meaning = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return Source(path, meaning, plan, maps, adaptive, "refine" in names)
+    return Source(module, path, meaning, plan, maps, adaptive, "refine" in names)
 
 
-class _Module:
+class _Classes:
     def __init__(self, path: Path, tree: ast.Module) -> None:
         self.path = path
         self.classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}

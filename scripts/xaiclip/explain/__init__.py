@@ -61,6 +61,7 @@ def refine(
     return propose(plans, tables, context) if propose else {}
 
 
+PACKAGE = __name__
 #: The entry-point group of methods that other packages bring.
 GROUP = "xaiclip.methods"
 
