@@ -40,13 +40,7 @@ rule compact_model:
         runtime=1440,
     params:
         cfg=lambda w: COMPACT[w.model],
-        code=lambda w: code(
-            "compact_model.py",
-            {
-                "clip": "compact.clip",
-                "sam": "compact.sam",
-            }[w.model],
-        ),
+        code=code("compact_model.py"),
     message:
         "Train the compact {wildcards.model}"
     script:

@@ -1,5 +1,6 @@
 # The project's folder, its library, and what can be wrong before the study is looked at.
 import sys
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -64,4 +65,7 @@ def check_models():
         check_file(path, "segmenter.checkpoint")
     if segmenter["factory"]:
         check_factory(segmenter["factory"], segmenter["options"])
-    check_phantom(config["data"]["phantom"]["settings"])
+    if settings := config["data"]["phantom"]["settings"]:
+        from compact.phantom import PhantomSettings  # costs a second
+
+        check_phantom(settings, [field.name for field in fields(PhantomSettings)])

@@ -16,7 +16,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 
-from compact.clip import VOCABULARY, write_vocabulary
+from compact.clip.model import VOCABULARY
+from compact.clip.words import write_vocabulary
 from xaiclip.errors import ConfigError
 from xaiclip.files import sha256
 from xaiclip.localizer import clip_weights, sources

@@ -12,23 +12,10 @@ import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
-from compact import clip as compact_clip
-from compact.clip import (
-    CONFIG,
-    REGIONS,
-    VOCABULARY,
-    ClipSettings,
-    build,
-    caption,
-    coverage,
-    draw_batch,
-    encode_patches,
-    example,
-    region_loss,
-    to_inputs,
-    train_clip,
-    write_vocabulary,
-)
+from compact.clip import ClipSettings, images, model, train_clip, training, words
+from compact.clip.images import coverage, draw_batch, example
+from compact.clip.model import CONFIG, VOCABULARY, build, encode_patches, region_loss, to_inputs
+from compact.clip.words import REGIONS, caption, write_vocabulary
 from compact.pool import PoolSlice
 from xaiclip.localizer.backbone import BackboneSettings, load_backbone
 from xaiclip.preprocess import PreprocessSettings, preprocess
@@ -79,8 +66,8 @@ def test_captions_say_what_is_there() -> None:
     texts = [caption(part.label, visible, rng, modality="CT", detail="late") for _ in range(200)]
     assert len(set(texts)) > 150
     joined = " | ".join(texts)
-    for words in ("liver", "left kidney", "late ct", "spleen right", "no ", "large liver"):
-        assert words in joined
+    for text in ("liver", "left kidney", "late ct", "spleen right", "no ", "large liver"):
+        assert text in joined
     assert "mr" not in joined.replace("mri", "mr")
     for text in texts:
         for name in ("pancreas", "stomach", "aorta"):
@@ -91,7 +78,7 @@ def test_captions_say_what_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "words"),
+    ("x", "y", "place"),
     [
         (0.1, 0.2, "upper left"),
         (0.9, 0.2, "upper right"),
@@ -102,8 +89,8 @@ def test_captions_say_what_is_there() -> None:
         (1.0, 1.0, "lower right"),
     ],
 )
-def test_places_are_those_of_the_image_as_displayed(x: float, y: float, words: str) -> None:
-    assert compact_clip._place(x, y) == words
+def test_places_are_those_of_the_image_as_displayed(x: float, y: float, place: str) -> None:
+    assert words._place(x, y) == place
 
 
 def test_captions_tell_where_an_organ_and_a_crop_are() -> None:
@@ -116,8 +103,8 @@ def test_captions_tell_where_an_organ_and_a_crop_are() -> None:
     places = [text for text in texts if "spleen lower left" in text]
     assert places
     for wrong in ("upper", "right", "left", "centre"):
-        for words in (wrong, f"at the {wrong}", f"in the {wrong}"):
-            assert not [text for text in texts if f"spleen {words}" in text]
+        for place in (wrong, f"at the {wrong}", f"in the {wrong}"):
+            assert not [text for text in texts if f"spleen {place}" in text]
     hidden = np.zeros(len(REGIONS))  # a sliver of an organ that lies elsewhere is not named
     label[:] = 0
     label[:2, :20] = 1
@@ -127,10 +114,10 @@ def test_captions_tell_where_an_organ_and_a_crop_are() -> None:
 
 def test_a_crop_keeps_image_and_label_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """And says where it lies: centre x, centre y, width, in fractions of the slice."""
-    monkeypatch.setattr(compact_clip, "_degrade", lambda image, rng: image)
+    monkeypatch.setattr(images, "_degrade", lambda image, rng: image)
     given = []
     monkeypatch.setattr(
-        compact_clip, "caption", lambda label, visible, *a, crop, **k: given.append((visible, crop))
+        images, "caption", lambda label, visible, *a, crop, **k: given.append((visible, crop))
     )
     label = np.zeros((90, 200), np.uint8)
     label[40:60, 120:150] = 5
@@ -172,7 +159,7 @@ def test_without_augmentation_it_is_the_localizers_own_input() -> None:
 
 def test_held_out_volumes_are_on_one_side() -> None:
     pool = [piece(i // 3) for i in range(30)]
-    learnt, held = compact_clip._split(pool, 0.2)
+    learnt, held = training._split(pool, 0.2)
     assert {p.volume for p in held} == {"008", "009"}
     assert {p.volume for p in learnt} == {f"{i:03d}" for i in range(8)}
     assert len(learnt) + len(held) == 30
@@ -253,9 +240,10 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> ClipSettings:
         | {"width": 32, "head_width": 16, "layers": 2, "patch_size": 28},
         "text_cfg": CONFIG["model_cfg"]["text_cfg"] | {"width": 32, "heads": 2, "layers": 1},
     }
-    monkeypatch.setattr(compact_clip, "CONFIG", dict(CONFIG) | {"model_cfg": config})
+    for module in (model, training):
+        monkeypatch.setattr(module, "CONFIG", dict(CONFIG) | {"model_cfg": config})
     pool = [piece(i, ("CT", "MR")[i % 2]) for i in range(8)]
-    monkeypatch.setattr(compact_clip, "load_pool", lambda folder: pool)
+    monkeypatch.setattr(training, "load_pool", lambda folder: pool)
     return ClipSettings(steps=30, batch=12, warmup=3, check_every=10, learning_rate=3e-3)
 
 
@@ -278,7 +266,7 @@ def test_training_goes_on_where_it_was(tmp_path: Path, tiny: ClipSettings, monke
     """Killed after step 20 of 30 and called again, it ends with the same weights."""
     whole = train_clip(tmp_path / "pool", tmp_path / "whole", tiny)
     steps = 0
-    original = compact_clip.draw_batch
+    original = training.draw_batch
 
     def draw(*args):
         nonlocal steps
@@ -287,7 +275,7 @@ def test_training_goes_on_where_it_was(tmp_path: Path, tiny: ClipSettings, monke
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(compact_clip, "draw_batch", draw)
+    monkeypatch.setattr(training, "draw_batch", draw)
     with pytest.raises(KeyboardInterrupt):
         train_clip(tmp_path / "pool", tmp_path / "parts", tiny)
     assert (tmp_path / "parts" / "clip.checkpoint.pt").exists()

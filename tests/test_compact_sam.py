@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from compact import phantom
-from compact import sam as c
 from compact.pool import PoolSlice, add_volume, load_pool
+from compact.sam import SamSettings, checks, images, train_sam, training
 from xaiclip.errors import ConfigError
 from xaiclip.files import sha256
 from xaiclip.models.segmenters import loading
@@ -56,7 +56,9 @@ def discs(modality: str = "CT", seed: int = 0, size: tuple[int, int] = (60, 80))
     blobs=st.sampled_from([0.0, 1.0]),
 )
 def test_examples_are_what_they_say(seed: int, modality: str, blobs: float) -> None:
-    drawn = c.example(discs(modality), np.random.default_rng(seed), size=64, prompts=3, blobs=blobs)
+    drawn = images.example(
+        discs(modality), np.random.default_rng(seed), size=64, prompts=3, blobs=blobs
+    )
     assert drawn.image.shape == (64, 64)
     assert drawn.image.dtype == np.float32
     assert drawn.image.min() == 0
@@ -75,14 +77,14 @@ def test_examples_are_what_they_say(seed: int, modality: str, blobs: float) -> N
 
 def test_a_slice_without_organs_gives_blobs() -> None:
     empty = dataclasses.replace(discs(), label=np.zeros((60, 80), np.uint8))
-    drawn = c.example(empty, np.random.default_rng(0), size=64, blobs=0.0)
+    drawn = images.example(empty, np.random.default_rng(0), size=64, blobs=0.0)
     assert (drawn.targets > 0.5).any((1, 2)).all()
 
 
 def test_targets_follow_the_image() -> None:
     """Whatever the view, the target lies on the bright disc of the image."""
     for seed in range(20):
-        drawn = c.example(discs(), np.random.default_rng(seed), size=128, prompts=2, blobs=0.0)
+        drawn = images.example(discs(), np.random.default_rng(seed), size=128, prompts=2, blobs=0.0)
         small = drawn.image.reshape(64, 2, 64, 2).mean((1, 3))
         every = drawn.targets.max(0) > 0.9
         outside = drawn.targets.max(0) < 0.1
@@ -100,7 +102,7 @@ def test_a_view_keeps_places_to_the_half_pixel(size: int, scale: float) -> None:
         ).copy()
         wanted = (np.arange(size) + 0.5) * side / size - 0.5
         middle = slice(3, -3)
-        line = c._warp(ramp, view, size, scale, 1)
+        line = images._warp(ramp, view, size, scale, 1)
         at = line[:, size // 2] if axis == 0 else line[size // 2]
         np.testing.assert_allclose(at[middle], wanted[middle], atol=0.05)
 
@@ -111,11 +113,13 @@ def test_a_close_view_looks_at_an_organ(monkeypatch: pytest.MonkeyPatch) -> None
     label[6:12, 60:76] = 1
     piece = dataclasses.replace(discs(), label=label)
     seen = []
-    original = c._view
+    original = images._view
     monkeypatch.setattr(
-        c, "_view", lambda shape, centre, *a: seen.append(centre) or original(shape, centre, *a)
+        images,
+        "_view",
+        lambda shape, centre, *a: seen.append(centre) or original(shape, centre, *a),
     )
-    c.example(piece, np.random.default_rng(0), size=64, prompts=1)
+    images.example(piece, np.random.default_rng(0), size=64, prompts=1)
     np.testing.assert_allclose(seen[0], [67.5 / 80, 8.5 / 60])
 
 
@@ -125,7 +129,9 @@ def test_coarser_slices_are_coarser_in_millimetres() -> None:
     shapes = set()
     for seed in range(12):
         shapes.add(
-            c._coarser(np.zeros((200, 90), np.float32), piece, np.random.default_rng(seed)).shape
+            images._coarser(
+                np.zeros((200, 90), np.float32), piece, np.random.default_rng(seed)
+            ).shape
         )
     assert len(shapes) > 2
     for height, width in shapes - {(200, 90)}:
@@ -136,7 +142,7 @@ def test_coarser_slices_are_coarser_in_millimetres() -> None:
 def test_bounds_are_edges() -> None:
     mask = np.zeros((10, 12), bool)
     mask[2:5, 3:9] = True
-    assert c.bounds(mask).tolist() == [3, 2, 9, 5]
+    assert images.bounds(mask).tolist() == [3, 2, 9, 5]
 
 
 def test_the_loss_counts_every_organ_alike() -> None:
@@ -145,13 +151,13 @@ def test_the_loss_counts_every_organ_alike() -> None:
     targets[0, 0, 4:28, 4:28] = 1
     targets[0, 1, 3:5, 3:5] = 1
     right = (targets * 2 - 1) * 12
-    assert c.loss_of(right, targets, boxes) < 0.01
+    assert training.loss_of(right, targets, boxes) < 0.01
     missed = [right.clone(), right.clone()]
     for organ in (0, 1):
         missed[organ][0, organ] = -12
-    large, small = (c.loss_of(m, targets, boxes).item() for m in missed)
+    large, small = (training.loss_of(m, targets, boxes).item() for m in missed)
     assert 0.2 < small / large < 5
-    assert c.loss_of(torch.zeros_like(right), targets, boxes) > 1
+    assert training.loss_of(torch.zeros_like(right), targets, boxes) > 1
 
 
 def test_the_loss_recomputed() -> None:
@@ -170,21 +176,21 @@ def test_the_loss_recomputed() -> None:
         inside[box[1] : box[3], box[0] : box[2]] = True
         losses.append(1 - dice + entropy[inside].mean() + entropy[~inside].mean())
     given = (torch.tensor(x, dtype=torch.float32) for x in (logits, targets, boxes))
-    assert c.loss_of(*given).item() == pytest.approx(np.mean(losses), rel=1e-5)
+    assert training.loss_of(*given).item() == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_the_average_follows_slowly() -> None:
     one, two = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     for model, value in ((one, 1.0), (two, 3.0)):
         torch.nn.init.constant_(model.weight, value)
-    c._averaged(two, one, 0.9)
+    training._averaged(two, one, 0.9)
     assert one.weight.item() == pytest.approx(0.9 * 1 + 0.1 * 3)
     assert two.weight.item() == 3
 
 
 def test_held_out_volumes_are_on_one_side() -> None:
     pieces = [discs(seed=i // 2) for i in range(24)]
-    learnt, held = c._split(pieces, 3)
+    learnt, held = training._split(pieces, 3)
     assert {p.volume for p in held} == {"v0", "v4", "v9"}  # by name: v0, v1, v10, v11, v2, …
     assert not {p.volume for p in held} & {p.volume for p in learnt}
     assert len(held) + len(learnt) == 24
@@ -214,12 +220,12 @@ def pool(tmp_path: Path) -> Path:
     return tmp_path / "pool"
 
 
-SHORT = c.SamSettings(steps=4, batch=3, prompts=2, held_out=2, check_every=2, device="cpu")
+SHORT = SamSettings(steps=4, batch=3, prompts=2, held_out=2, check_every=2, device="cpu")
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(c, "CONFIG", TINY)
+    monkeypatch.setattr(training, "CONFIG", TINY)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -227,7 +233,7 @@ def test_training_learns(pool: Path, tmp_path: Path, precision: str) -> None:
     longer = dataclasses.replace(
         SHORT, steps=60, warmup=5, check_every=20, learning_rate=3e-3, precision=precision
     )
-    c.train_sam(pool, tmp_path / "out", longer, extra=pool)
+    train_sam(pool, tmp_path / "out", longer, extra=pool)
     with open(tmp_path / "out" / "training_sam.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["step"] for row in rows] == ["20", "40", "60"]
@@ -247,10 +253,10 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(pool: Path, tmp_pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.utils, "clip_grad_norm_", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            c.train_sam(pool, tmp_path / "a", SHORT)
+            train_sam(pool, tmp_path / "a", SHORT)
     assert (tmp_path / "a" / "sam.checkpoint.pt").exists()
-    resumed = c.train_sam(pool, tmp_path / "a", SHORT)
-    straight = c.train_sam(pool, tmp_path / "b", SHORT)
+    resumed = train_sam(pool, tmp_path / "a", SHORT)
+    straight = train_sam(pool, tmp_path / "b", SHORT)
     assert resumed.read_bytes() == straight.read_bytes()
 
 
@@ -259,9 +265,9 @@ def test_what_is_saved_and_what_the_loss_sees(
 ) -> None:
     """The averaged weights; boxes in pixels of the logits, of which a side has 32."""
     seen = []
-    original = c.loss_of
-    monkeypatch.setattr(c, "loss_of", lambda *given: seen.append(given) or original(*given))
-    path = c.train_sam(pool, tmp_path / "out", SHORT)
+    original = training.loss_of
+    monkeypatch.setattr(training, "loss_of", lambda *given: seen.append(given) or original(*given))
+    path = train_sam(pool, tmp_path / "out", SHORT)
     state = torch.load(path.parent / "sam.checkpoint.pt", weights_only=True)
     saved = load_file(path)
     assert all(torch.equal(saved[k], v.half()) for k, v in state["ema"].items())
@@ -280,12 +286,12 @@ def test_what_is_saved_and_what_the_loss_sees(
 
 def test_training_ends_by_the_clock(pool: Path, tmp_path: Path) -> None:
     timed = dataclasses.replace(SHORT, steps=10**6, minutes=0.02)
-    path = c.train_sam(pool, tmp_path / "out", timed)
+    path = train_sam(pool, tmp_path / "out", timed)
     assert path.exists()
 
 
 def test_trained_weights_are_loaded_and_checked(pool: Path, tmp_path: Path) -> None:
-    folder = c.train_sam(pool, tmp_path / "out", SHORT).parent
+    folder = train_sam(pool, tmp_path / "out", SHORT).parent
     settings = {"model": "compact", "checkpoint": str(folder)}
     segmenter = loading.load_segmenter(settings, "cpu")
     assert isinstance(segmenter, SamSegmenter)
@@ -317,7 +323,7 @@ def test_evaluation_windows_ct_at_40_and_400() -> None:
     values = np.array([-500, -100, 40, 140, 900], np.int16)
     piece.image[:5, :5] = values
     with pytest.raises(StopIteration):
-        c.evaluate(Spy(), [piece])  # type: ignore[arg-type]
+        checks.evaluate(Spy(), [piece])  # type: ignore[arg-type]
     assert seen[0][0, :5].tolist() == [0, 38, 127, 191, 255]
 
 
@@ -341,7 +347,7 @@ def test_evaluation_of_a_perfect_segmenter(box: str) -> None:
                 out[0, o, y0:y1, x0:x1] = (embeddings[0, y0:y1, x0:x1] - 0.7) * 90
             return out
 
-    scores = c.evaluate(Bright(), [discs()], box=box)
+    scores = checks.evaluate(Bright(), [discs()], box=box)
     assert scores["liver"] > 0.95
     assert scores["spleen"] > 0.95
     assert np.isnan(scores["pancreas"])
@@ -358,5 +364,5 @@ def test_the_shipped_model_segments_phantoms() -> None:
         with tempfile.TemporaryDirectory() as folder:
             add_volume(Path(folder), "x", drawn.image, drawn.label, drawn.affine, modality, "phase")
             pieces += load_pool(folder)
-    scores = c.evaluate(segmenter, pieces)
+    scores = checks.evaluate(segmenter, pieces)
     assert np.mean(list(scores.values())) > 0.7, scores

@@ -164,9 +164,9 @@ def test_factories(tmp_path, monkeypatch, factory, options, words):
 
 
 def test_phantoms_and_files(tmp_path):
-    check_phantom({"max_inplane": 100})
+    check_phantom({"max_inplane": 100}, ["max_inplane", "noise"])
     with pytest.raises(ConfigError, match=r"settings\.max_inplan'.*did you mean 'max_inplane'"):
-        check_phantom({"max_inplan": 100})
+        check_phantom({"max_inplan": 100}, ["max_inplane", "noise"])
     with pytest.raises(ConfigError, match=r"'segmenter\.checkpoint': there is no file"):
         check_file(str(tmp_path / "none.pt"), "segmenter.checkpoint")
     with pytest.raises(ConfigError, match=r"'segmenter\.checkpoint'"):

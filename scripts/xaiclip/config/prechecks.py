@@ -8,8 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
@@ -40,17 +39,16 @@ def check_file(path: str, key: str) -> None:
         raise ConfigError(f"config key '{key}': {error}") from None
 
 
-def check_phantom(settings: Mapping[str, Any]) -> None:
+def check_phantom(settings: Iterable[str], known: Sequence[str]) -> None:
     """Refuse settings of the phantom that it does not have.
+
+    Args:
+        settings: names in the section ``data.phantom.settings``.
+        known: names that the phantom has.
 
     Raises:
         ConfigError: names the setting.
     """
-    if not settings:
-        return
-    from compact.phantom import PhantomSettings  # costs a second
-
-    known = [field.name for field in fields(PhantomSettings)]
     for name in settings:
         if name not in known:
             near = get_close_matches(name, known, n=1)
