@@ -321,11 +321,14 @@ def settings_of(method):
 
 def plan_settings(wildcards):
     """What the forwards of a method hang on."""
+    source = METHOD_SOURCES[wildcards.method]
+    own = config["methods"][wildcards.method]
     return {
         "method": wildcards.method,
         "guidance": wildcards.guidance,
         "settings": settings_of(wildcards.method)[0],
-        "values": config["explain"]["values"],
+        # the value whose scores decide on further forwards, where there are such
+        "first": config["explain"]["values"][: source.looks_at_scores(own)],
     }
 
 

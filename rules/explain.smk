@@ -64,6 +64,7 @@ rule attribute:
             "method": w.method,
             "guidance": w.guidance,
             "settings": settings_of(w.method)[1],
+            "values": config["explain"]["values"],
             "organs": ORGANS,
             "prompt": config["explain"]["prompt"],
             "cases": case_facts(w),

@@ -32,6 +32,7 @@ rule table_savings:
             "shares": [0.4, 0.6],
             "stops": [0.8, 0.9],
             "maps": {name: settings_of(name)[1] for name in METHODS},
+            "value": config["explain"]["values"][0],
         },
         code=stage_code("savings.py", *METHODS),
     message:

@@ -12,6 +12,7 @@ with job(snakemake) as log:
     from xaiclip.explain.attribution import save_attributions, to_canonical_mask
     from xaiclip.explain.runner import attribute_slice
     from xaiclip.explain.store import load_scores
+    from xaiclip.explain.values import explained
     from xaiclip.files import load_arrays
     from xaiclip.metrics.rows import GUIDANCES, explanation_rows, unreached
     from xaiclip.metrics.schema import EXPLANATIONS, write_table
@@ -23,6 +24,7 @@ with job(snakemake) as log:
     segmented, _ = load_arrays(snakemake.input.segmentation)
     _, localization = load_arrays(snakemake.input.localization)
     cost = json.loads(Path(snakemake.input.cost).read_text())
+    values = explained(tuple(cfg["values"]))
     done = {(one.case, one.slice): one for one in scores}
     maps, rows = [], []
 
@@ -59,7 +61,7 @@ with job(snakemake) as log:
         failed, attributions = [], []
         with left_out(failed, item.case, "attribute", item.index):
             if one:
-                attributions, seconds = attribute_slice(one, cfg["settings"])
+                attributions, seconds = attribute_slice(one, cfg["settings"], values)
                 rows += rows_of(item, one, earlier, attributions, seconds)
         if failed or not one:
             rows += rows_of(item, None, earlier + failed)

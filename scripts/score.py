@@ -8,6 +8,7 @@ with job(snakemake) as log:
     from xaiclip.errors import left_out, whole
     from xaiclip.explain.runner import STAGE, Run, Target, score_batch
     from xaiclip.explain.store import save_frame, save_scores
+    from xaiclip.explain.values import VALUES
     from xaiclip.masks.roi import SOURCES_OF_GUIDANCE, SOURCES_OF_PROMPT, load_rois
     from xaiclip.models.segmenters.loading import load_segmenter
     from xaiclip.preprocess import load_preprocessed
@@ -48,7 +49,8 @@ with job(snakemake) as log:
     run = Run(
         cfg["method"],
         cfg["settings"],
-        cfg["values"],
+        # every one, so that others can be explained without a forward
+        tuple(dict.fromkeys([*cfg["first"], *VALUES])),
         cfg["fill"],
         cfg["batch_size"],
         cfg["seed"],

@@ -213,19 +213,26 @@ def _plain_target(like: Target) -> Target:
 
 
 def attribute_slice(
-    scores: SliceScores, settings: Mapping[str, Any] | None = None
+    scores: SliceScores,
+    settings: Mapping[str, Any] | None = None,
+    values: Sequence[str] = (),
 ) -> tuple[list[Attribution], float]:
     """Build the maps of a slice from its scores; no model is needed.
 
     Args:
         scores: of the slice, with the settings that its plans hang on.
         settings: what the maps hang on besides, the method's ``MapSettings``.
+        values: the value functions that get a map; those of the scores' own context if none.
 
     Returns:
         The maps, and the seconds that all of them took together.
     """
     start = time.perf_counter()
-    context = replace(scores.context, settings={**scores.context.settings, **(settings or {})})
+    context = replace(
+        scores.context,
+        settings={**scores.context.settings, **(settings or {})},
+        explained=tuple(values) or scores.context.explained,
+    )
     attributions = method(scores.method).aggregate(scores.plans, scores.tables, context)
     return attributions, time.perf_counter() - start
 
