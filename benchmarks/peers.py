@@ -19,12 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from xaiclip.clock import PHASES, Clock
 from xaiclip.explain import engine, lime, occlusion, rise
 from xaiclip.explain.attribution import to_canonical_image
-from xaiclip.explain.engine import ScoreTable, fill_image, segment
+from xaiclip.explain.engine import ScoreTable, fill_image
 from xaiclip.explain.plan import Context, Plan
 from xaiclip.explain.values import soft_dice
 from xaiclip.models.segmenters.base import Prompts, Segmenter
+from xaiclip.targets import SegmenterScorer
 
 
 @dataclass
@@ -43,12 +45,11 @@ class Bench:
         self.name, self.precision = self.segmenter.name, self.segmenter.precision
         self.device, self.input_size = self.segmenter.device, self.segmenter.input_size
         self.inputs = self.prepare(self.image)
-        baseline = segment(self.segmenter, self.inputs, self.prompts)
-        self.mask = baseline.mask
-        self.canonical = baseline.canonical_masks()
+        self.scorer = SegmenterScorer(self, self.prompts, self.inputs)
+        self.mask = self.scorer.mask
         self.grey = self.inputs.mean((1, 2))
 
-    # the engine's Segmenter
+    # the scorer's Segmenter
     def prepare(self, image: NDArray[np.uint8]) -> Tensor:
         return self.segmenter.prepare(image)
 
@@ -79,7 +80,7 @@ class Bench:
         return Context(
             image=to_canonical_image(self.image),
             organs=self.prompts.organs,
-            masks=self.canonical,
+            masks=self.scorer.masks,
             rois=None,
             seed=0,
             settings=settings,
@@ -109,21 +110,19 @@ def ours(method: str, settings: dict[str, object]) -> System:
     module = {"occlusion": occlusion, "lime": lime, "rise": rise}[method]
 
     def run(bench: Bench) -> object:
-        clock = engine.Clock()
+        clock = Clock()
         context = bench.context(settings)
         with clock("total"):
             with clock("perturb"):
                 plans: dict[str, Plan] = module.plans(context)
             tables: dict[str, ScoreTable] = {
-                name: engine.score(plan, bench, bench.inputs, bench.prompts, batch_size=bench.batch)
+                name: engine.score(plan, bench.scorer, batch_size=bench.batch)
                 for name, plan in plans.items()
             }
             with clock("aggregate"):
                 maps = module.aggregate(plans, tables, context)
         parts = [clock.seconds, *(table.seconds for table in tables.values())]
-        bench.seconds = {
-            phase: sum(part.get(phase, 0.0) for part in parts) for phase in engine.PHASES
-        }
+        bench.seconds = {phase: sum(part.get(phase, 0.0) for part in parts) for phase in PHASES}
         bench.seconds["total"] = clock.seconds["total"]
         return maps
 

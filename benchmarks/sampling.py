@@ -36,6 +36,7 @@ from xaiclip.masks.roi import box_of
 from xaiclip.models.segmenters.base import Prompts
 from xaiclip.models.segmenters.loading import load_segmenter
 from xaiclip.report.markdown import pipe_table
+from xaiclip.targets import SegmenterScorer
 
 log = logging.getLogger("sampling")
 VALUE = "soft_dice"
@@ -63,14 +64,14 @@ def model_score(path: Path, number: int) -> Score:
     boxes = np.stack([box_of(mask, 5) for mask in context.masks])
     prompts = Prompts.from_pixels(list(context.organs), boxes, (GRID, GRID))
     inputs = segmenter.prepare(context.image)
-    baseline = engine.segment(segmenter, inputs, prompts)
+    scorer = SegmenterScorer(segmenter, prompts, inputs, [VALUE])
     log.info("case of %s, slice %d: %s", path, number, ", ".join(context.organs))
 
     def score(plan: CellPlan) -> Array:
         start = time.perf_counter()
         members = np.ones((plan.n_forwards, len(context.organs)), bool)
         plan = CellPlan(members, plan.n_full, plan.cells, plan.shifts, plan.region)
-        table = engine.score(plan, segmenter, inputs, prompts, [VALUE], "mean", baseline=baseline)
+        table = engine.score(plan, scorer)
         spent = time.perf_counter() - start
         log.info("%d forwards, %.1f/s", plan.n_forwards, plan.n_forwards / spent)
         return table.of([VALUE])[..., 0]

@@ -67,3 +67,28 @@ rule compact:
         "Put the trained models into resources/compact, with checksums and curves"
     script:
         "../scripts/compact_install.py"
+
+
+# It belongs to the CLIP that it was trained on: `make compact-extras`, after `make compact`.
+rule compact_extras:
+    input:
+        weights="results/demo/localizer/text/localizer.safetensors",
+        history="results/demo/localizer/text/training.csv",
+        image="results/demo/raw/test_ct_000.nii.gz",
+        label="results/demo/raw/test_ct_000_labels.nii.gz",
+    output:
+        touch("results/compact/.extras"),
+    log:
+        "results/compact/logs/extras.log",
+    localrule: True
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        code=code("compact_extras.py"),
+    message:
+        "Put the demo's localizer and one of its slices into resources/compact"
+    script:
+        "../scripts/compact_extras.py"

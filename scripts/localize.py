@@ -12,7 +12,7 @@ with job(snakemake) as log:
     from xaiclip.errors import ConfigError, left_out, refuse_broken, whole
     from xaiclip.files import load_skips, save_arrays
     from xaiclip.localizer.backbone import BackboneSettings
-    from xaiclip.localizer.model import SIZE, load_localizer, predict
+    from xaiclip.localizer.model import SIZE, load_localizer, predict, predict_slice
     from xaiclip.preprocess import load_preprocessed
 
     cfg = snakemake.params.cfg
@@ -29,7 +29,7 @@ with job(snakemake) as log:
     for piece in load_preprocessed(snakemake.input.slices):
         with left_out(skips, piece.case, "localize", piece.index):
             start = time.perf_counter()
-            found = predict(localizer, piece.image[None])[0].astype(np.float16)
+            found = predict_slice(localizer, piece.image)
             seconds[piece.key] = time.perf_counter() - start
             maps[piece.key] = found
     plain = np.full((1, SIZE, SIZE), 100, np.uint8)

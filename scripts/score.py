@@ -6,7 +6,7 @@ with job(snakemake) as log:
     from xaiclip.data.slices import load_slices
     from xaiclip.device import set_threads
     from xaiclip.errors import left_out, whole
-    from xaiclip.explain.runner import STAGE, Run, Target, score_batch
+    from xaiclip.explain.runner import STAGE, Request, Run, score_batch
     from xaiclip.explain.store import save_frame, save_scores
     from xaiclip.explain.values import VALUES
     from xaiclip.masks.roi import SOURCES_OF_GUIDANCE, SOURCES_OF_PROMPT, load_rois
@@ -20,19 +20,19 @@ with job(snakemake) as log:
     enhanced = {piece.key: piece for piece in load_preprocessed(snakemake.input.preprocessed)}
     source = SOURCES_OF_GUIDANCE[cfg["guidance"]]
     prompt = SOURCES_OF_PROMPT[cfg["prompt"]]
-    targets, skips = [], whole(earlier)
+    requests, skips = [], whole(earlier)
 
-    def target(item):
+    def request(item):
         """What is explained of a slice."""
         of_organ = {organ: rois[item.key][organ] for organ in cfg["organs"]}
         image = item.image
         if cfg["segmenter"]["input"] == "preprocessed":
             image = enhanced[item.key].on_slice_grid()
-        return Target(
+        return Request(
             case=item.case,
             slice=item.index,
             image=image,
-            boxes={o: r[prompt].box if prompt in r else None for o, r in of_organ.items()},
+            prompts={o: r[prompt].box if prompt in r else None for o, r in of_organ.items()},
             rois=(
                 {organ: r[source].mask for organ, r in of_organ.items() if source in r}
                 if source
@@ -44,7 +44,7 @@ with job(snakemake) as log:
     for item in slices:
         if item.key in rois:
             with left_out(skips, item.case, STAGE, item.index):
-                targets.append(target(item))
+                requests.append(request(item))
     segmenter = load_segmenter(cfg["segmenter"], cfg["device"], cfg["precision"])
     run = Run(
         cfg["method"],
@@ -55,6 +55,6 @@ with job(snakemake) as log:
         cfg["batch_size"],
         cfg["seed"],
     )
-    scores, missing = score_batch(segmenter, targets, run)
+    scores, missing = score_batch(segmenter, requests, run)
     save_scores(snakemake.output.scores, scores, skips + missing)
     save_frame(snakemake.output.table, scores)

@@ -6,13 +6,19 @@ import torch
 from captum.attr import FeatureAblation
 
 from explain_fakes import BOXES, ORGANS, PROMPTS, FakeSegmenter, LargestTensor, picture
-from xaiclip.explain.engine import PHASES, BatchSize, fill_image, score, segment
+from xaiclip.clock import PHASES
+from xaiclip.explain.engine import BatchSize, fill_image, score
 from xaiclip.explain.plan import SuperpixelPlan, WindowPlan
 from xaiclip.explain.values import VALUES, soft_dice
 from xaiclip.models.segmenters.base import Prompts, Segmenter
+from xaiclip.targets import SegmenterScorer
 
 MODEL = FakeSegmenter()
 INPUTS = MODEL.prepare(picture())
+
+
+def scorer(model=MODEL, values=("soft_dice",), inputs=INPUTS, prompts=PROMPTS):
+    return SegmenterScorer(model, prompts, inputs, values)
 
 
 def windows(count: int) -> WindowPlan:
@@ -26,10 +32,10 @@ def test_the_fake_is_a_segmenter():
 
 
 def test_the_baseline_holds_both_organs():
-    mask = segment(MODEL, INPUTS, PROMPTS).mask
+    mask = scorer().mask
     assert (mask.mean((1, 2)) > 0.02).all()
     assert (mask.mean((1, 2)) < 0.5).all()
-    canonical = segment(MODEL, INPUTS, PROMPTS).canonical_masks()
+    canonical = scorer().masks
     assert canonical.shape == (2, 512, 512)
     assert np.allclose(canonical.mean((1, 2)), mask.mean((1, 2)), atol=0.03)
 
@@ -37,8 +43,8 @@ def test_the_baseline_holds_both_organs():
 @pytest.mark.parametrize("batch_size", [2, 7, 16, 64])
 def test_batches_change_nothing(batch_size):
     plan, values = windows(23), tuple(VALUES)
-    one = score(plan, MODEL, INPUTS, PROMPTS, values, batch_size=1)
-    many = score(plan, MODEL, INPUTS, PROMPTS, values, batch_size=batch_size)
+    one = score(plan, scorer(values=values), batch_size=1)
+    many = score(plan, scorer(values=values), batch_size=batch_size)
     assert many.scores.shape == (23, 2, len(values))
     assert many.scores.dtype == np.float32
     np.testing.assert_allclose(many.scores, one.scores, atol=1e-5)
@@ -46,16 +52,16 @@ def test_batches_change_nothing(batch_size):
 
 def test_all_organs_at_once_are_each_organ_alone():
     plan = windows(9)
-    together = score(plan, MODEL, INPUTS, PROMPTS)
+    together = score(plan, scorer())
     for o in range(2):
         prompts = Prompts(ORGANS[o : o + 1], BOXES[o : o + 1])
-        alone = score(plan, MODEL, INPUTS, prompts)
+        alone = score(plan, scorer(prompts=prompts))
         np.testing.assert_allclose(together.scores[:, o], alone.scores[:, 0], atol=1e-6)
 
 
 def test_nothing_hidden_gives_the_baseline():
     plan = WindowPlan(np.ones((3, 2), bool), 3, np.zeros((3, 4), np.int32))
-    table = score(plan, MODEL, INPUTS, PROMPTS, tuple(VALUES))
+    table = score(plan, scorer(values=tuple(VALUES)))
     np.testing.assert_allclose(table.scores, table.baseline[None].repeat(3, 0), atol=1e-5)
     assert (table.of(["hard_dice", "hard_iou", "false_positive_area"]) == [1, 1, 0]).all()
 
@@ -65,9 +71,9 @@ def test_equals_captum_feature_ablation():
     tiles = np.arange(512) // 128
     segments = (tiles[:, None] * 4 + tiles).astype(np.int32)
     plan = SuperpixelPlan(np.ones((16, 2), bool), 16, segments, ~np.eye(16, dtype=bool))
-    table = score(plan, MODEL, INPUTS, PROMPTS)
+    table = score(plan, scorer())
     drop = table.baseline[:, 0] - table.scores[..., 0]
-    mask = segment(MODEL, INPUTS, PROMPTS).mask
+    mask = scorer().mask
     at = ((np.arange(128) + 0.5) * 4).astype(int)
     for o in range(2):
 
@@ -88,13 +94,12 @@ def test_equals_captum_feature_ablation():
 @pytest.mark.parametrize("count", [1, 10])
 def test_forwards_are_counted(count):
     model = FakeSegmenter()
-    baseline = segment(model, INPUTS, PROMPTS)
-    with_baseline = score(windows(count), model, INPUTS, PROMPTS, baseline=baseline, batch_size=4)
-    assert with_baseline.n_forwards == count
-    assert model.encoded == 1 + count
-    without = score(windows(count), model, INPUTS, PROMPTS, batch_size=4)
-    assert without.n_forwards == 1 + count
-    np.testing.assert_array_equal(with_baseline.scores, without.scores)
+    asked = scorer(model)
+    assert (asked.n_forwards, model.encoded) == (1, 1)  # the unperturbed image
+    table = score(windows(count), asked, batch_size=4)
+    assert table.n_forwards == count
+    assert asked.n_forwards == model.encoded == 1 + count
+    assert asked.n_backwards == 0
 
 
 def test_fills():
@@ -104,7 +109,7 @@ def test_fills():
     blurred = fill_image("blur", INPUTS)
     assert blurred.shape == INPUTS.shape
     assert blurred.std() < INPUTS.std()
-    tables = [score(windows(4), MODEL, INPUTS, PROMPTS, fill=f) for f in ("mean", "zero", "blur")]
+    tables = [score(windows(4), scorer(), fill=f) for f in ("mean", "zero", "blur")]
     assert not np.allclose(tables[0].scores, tables[1].scores)
     assert not np.allclose(tables[0].scores, tables[2].scores)
     with pytest.raises(ValueError, match="purple"):
@@ -126,8 +131,8 @@ def test_blur_is_as_wide_as_the_longer_side_says(shape):
 
 def test_values_are_told_apart_by_their_names():
     names = ("soft_dice", "hard_dice", "false_positive_area")
-    found = score(windows(5), MODEL, INPUTS, PROMPTS, names)
-    other = score(windows(5), MODEL, INPUTS, PROMPTS, names[::-1])
+    found = score(windows(5), scorer(values=names))
+    other = score(windows(5), scorer(values=names[::-1]))
     for some in (["false_positive_area"], ["hard_dice", "soft_dice"], [*names]):
         np.testing.assert_allclose(found.of(some), other.of(some), atol=1e-6)
         np.testing.assert_allclose(found.baseline_of(some), other.baseline_of(some), atol=1e-6)
@@ -152,25 +157,21 @@ class Cramped(FakeSegmenter):
 
 def test_batch_is_halved_when_memory_runs_out():
     model, seen = Cramped(3), []
-    table = score(
-        windows(10), model, INPUTS, PROMPTS, batch_size=16, progress=lambda *p: seen.append(p)
-    )
-    np.testing.assert_allclose(
-        table.scores, score(windows(10), MODEL, INPUTS, PROMPTS).scores, atol=1e-5
-    )
-    assert table.n_forwards == 11
+    progress = lambda *p: seen.append(p)  # noqa: E731
+    table = score(windows(10), scorer(model), batch_size=16, progress=progress)
+    expected = score(windows(10), scorer()).scores
+    np.testing.assert_allclose(table.scores, expected, atol=1e-5)
+    assert table.n_forwards == 10
     assert seen == [(2, 10), (4, 10), (6, 10), (8, 10), (10, 10)]
 
 
 def test_batch_size_is_found_by_trial_and_kept():
     batch, model = BatchSize(1, growing=True), Cramped(5)
-    wanted = score(windows(21), MODEL, INPUTS, PROMPTS).scores
+    wanted = score(windows(21), scorer()).scores
     seen = []
     table = score(
         windows(21),
-        model,
-        INPUTS,
-        PROMPTS,
+        scorer(model),
         batch_size=batch,
         progress=lambda done, _: seen.append(done),
     )
@@ -178,7 +179,7 @@ def test_batch_size_is_found_by_trial_and_kept():
     assert (batch.value, batch.growing) == (4, False)
     np.testing.assert_allclose(table.scores, wanted, atol=1e-5)
     model.encoded = 0
-    score(windows(8), model, INPUTS, PROMPTS, batch_size=batch)
+    score(windows(8), scorer(model), batch_size=batch)
     assert model.encoded == 9
 
 
@@ -213,17 +214,21 @@ def test_an_input_of_the_slices_aspect():
     plan = WindowPlan(
         np.ones((2, 2), bool), 2, np.array([[0, 0, 256, 128], [128, 256, 512, 512]], np.int32)
     )
-    square = score(plan, MODEL, doubled, PROMPTS, fill="zero")
-    wide = score(plan, Wide(), Wide().prepare(picture()), PROMPTS, fill="zero")
+    square = score(plan, scorer(inputs=doubled), fill="zero")
+    wide = score(plan, scorer(Wide(), inputs=Wide().prepare(picture())), fill="zero")
     np.testing.assert_allclose(wide.scores, square.scores, atol=1e-5)
 
 
 def test_errors_that_halving_does_not_cure():
-    baseline = segment(MODEL, INPUTS, PROMPTS)
-    with pytest.raises(MemoryError, match="One perturbed image"):
-        score(windows(4), Cramped(0), INPUTS, PROMPTS, baseline=baseline)
-    with pytest.raises(RuntimeError, match="wrong weights"):
-        score(windows(4), Cramped(0, "wrong weights"), INPUTS, PROMPTS, baseline=baseline)
+    for message, error, words in (
+        ("CUDA out of memory.", MemoryError, "One perturbed image"),
+        ("wrong weights", RuntimeError, "wrong weights"),
+    ):
+        model = Cramped(1, message)
+        asked = scorer(model)
+        model.limit = 0
+        with pytest.raises(error, match=words):
+            score(windows(4), asked)
 
 
 def test_phases_explain_the_total(monkeypatch):
@@ -245,15 +250,15 @@ def test_phases_explain_the_total(monkeypatch):
             return super().keep(start, stop, size, device)
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    seconds = score(Drawn(**vars(windows(24))), Slow(), INPUTS, PROMPTS, batch_size=5).seconds
-    assert seconds == {"perturb": 3.0, "encode": 25.0, "decode": 6.25, "total": 34.25}
+    seconds = score(Drawn(**vars(windows(24))), scorer(Slow()), batch_size=5).seconds
+    assert seconds == {"perturb": 3.0, "encode": 24.0, "decode": 6.0, "total": 33.0}
     assert set(seconds) == {*PHASES[:3], "total"}
 
 
 def test_memory_does_not_grow_with_the_number_of_forwards():
-    largest = []
+    largest, asked = [], scorer()
     for count in (16, 160):
         with LargestTensor() as watch:
-            score(windows(count), MODEL, INPUTS, PROMPTS, batch_size=8)
+            score(windows(count), asked, batch_size=8)
         largest.append(watch.numel)
     assert largest[0] == largest[1]

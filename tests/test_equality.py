@@ -12,11 +12,12 @@ from explain_fakes import picture
 from test_segmenters import some_prompts, tiny
 from xaiclip.explain import lime, occlusion, rise
 from xaiclip.explain.attribution import to_canonical_image
-from xaiclip.explain.engine import fill_image, score, segment
+from xaiclip.explain.engine import fill_image, score
 from xaiclip.explain.plan import Context, SuperpixelPlan
 from xaiclip.explain.values import VALUES, soft_dice
 from xaiclip.models.segmenters.loading import load_compact, load_segmenter
 from xaiclip.models.segmenters.sam import SamSegmenter
+from xaiclip.targets import SegmenterScorer
 
 
 def compact() -> SamSegmenter:
@@ -70,14 +71,14 @@ def study(request):
     # SAM's own input keeps the aspect; square, it takes the same windows everywhere
     image = picture(shape=(160, 160)) if segmenter.stock else picture()
     inputs = segmenter.prepare(image)
-    baseline = segment(segmenter, inputs, prompts)
-    assert baseline.mask.flatten(1).any(1).all()
+    scorer = SegmenterScorer(segmenter, prompts, inputs)
+    assert scorer.mask.flatten(1).any(1).all()
 
     def context(**settings) -> Context:
         return Context(
             image=to_canonical_image(image),
             organs=prompts.organs,
-            masks=baseline.canonical_masks(),
+            masks=scorer.masks,
             rois=None,
             seed=1,
             settings=settings,
@@ -89,9 +90,9 @@ def study(request):
             logits = by_segment_anything(segmenter.sam, images, boxes)
         else:
             logits = segmenter.decode(segmenter.encode(images), prompts)
-        return soft_dice(logits.sigmoid(), baseline.mask)
+        return soft_dice(logits.sigmoid(), scorer.mask)
 
-    return segmenter, prompts, inputs, dice, context
+    return scorer, dice, context
 
 
 def tiles(size: int) -> np.ndarray:
@@ -101,12 +102,10 @@ def tiles(size: int) -> np.ndarray:
 
 
 def test_batches_are_images_one_by_one(study) -> None:
-    segmenter, prompts, inputs, _, context = study
+    scorer, _, context = study
+    every = SegmenterScorer(scorer.segmenter, scorer.prompts, scorer.inputs, tuple(VALUES))
     plan = rise.plans(context(masks=7))["masks"]
-    one, many = (
-        score(plan, segmenter, inputs, prompts, tuple(VALUES), batch_size=size).scores
-        for size in (1, 4)
-    )
+    one, many = (score(plan, every, batch_size=size).scores for size in (1, 4))
     soft = [i for i, name in enumerate(VALUES) if not name.startswith(("hard", "false"))]
     np.testing.assert_allclose(many[..., soft], one[..., soft], atol=1e-5)
     # a probability at the threshold may fall to either side
@@ -114,12 +113,13 @@ def test_batches_are_images_one_by_one(study) -> None:
 
 
 def test_occlusion_equals_captum(study) -> None:
-    segmenter, prompts, inputs, dice, context = study
+    scorer, dice, context = study
+    inputs = scorer.inputs
     settings = context(window=256, stride=128)
     plans = occlusion.plans(settings)
-    tables = {n: score(p, segmenter, inputs, prompts, batch_size=4) for n, p in plans.items()}
+    tables = {n: score(p, scorer, batch_size=4) for n, p in plans.items()}
     maps = occlusion.aggregate(plans, tables, settings)
-    size = segmenter.input_size
+    size = scorer.segmenter.input_size
     at = ((np.arange(size) + 0.5) * (512 / size)).astype(int)
     for organ, ours in enumerate(maps):
         expected = Occlusion(lambda x, organ=organ: dice(x)[:, organ]).attribute(
@@ -134,11 +134,12 @@ def test_occlusion_equals_captum(study) -> None:
 
 
 def test_superpixels_one_at_a_time_equal_captums_feature_ablation(study) -> None:
-    segmenter, prompts, inputs, dice, _ = study
+    scorer, dice, _ = study
+    inputs = scorer.inputs
     plan = SuperpixelPlan(np.ones((16, 3), bool), 16, tiles(512), ~np.eye(16, dtype=bool))
-    table = score(plan, segmenter, inputs, prompts, batch_size=4)
+    table = score(plan, scorer, batch_size=4)
     drop = table.baseline[:, 0] - table.scores[..., 0]
-    features = torch.from_numpy(tiles(segmenter.input_size).astype(np.int64))
+    features = torch.from_numpy(tiles(scorer.segmenter.input_size).astype(np.int64))
     for organ in range(3):
         expected = FeatureAblation(lambda x, organ=organ: dice(x)[:, organ]).attribute(
             inputs[None],
@@ -152,12 +153,13 @@ def test_superpixels_one_at_a_time_equal_captums_feature_ablation(study) -> None
 
 def test_lime_equals_the_lime_package(study) -> None:
     """Its own images and surrogate, on the same superpixels, fill and samples."""
-    segmenter, prompts, inputs, dice, _ = study
+    scorer, dice, _ = study
+    inputs = scorer.inputs
     # lime draws its samples from this generator; the first one becomes the unperturbed image
     drawn = np.random.RandomState(7).randint(0, 2, 40 * 16).reshape(40, 16)
     on = drawn[1:].astype(bool)
     plan = SuperpixelPlan(np.ones((39, 3), bool), 39, tiles(512), on)
-    table = score(plan, segmenter, inputs, prompts, batch_size=4)
+    table = score(plan, scorer, batch_size=4)
     coefficients, _ = lime.surrogate(on, np.concatenate([table.baseline[None], table.scores]))
     explanation = LimeImageExplainer(random_state=7).explain_instance(
         inputs.permute(1, 2, 0).numpy(),
@@ -167,7 +169,7 @@ def test_lime_equals_the_lime_package(study) -> None:
         hide_color=fill_image("mean", inputs).flatten().numpy(),
         num_samples=40,
         batch_size=4,
-        segmentation_fn=lambda _: tiles(segmenter.input_size),
+        segmentation_fn=lambda _: tiles(scorer.segmenter.input_size),
         random_seed=0,
     )
     for organ in range(3):
@@ -180,11 +182,12 @@ def test_lime_equals_the_lime_package(study) -> None:
 
 def test_rise_paper_equals_the_published_formula(study) -> None:
     """Every mask and every masked image in memory."""
-    segmenter, prompts, inputs, dice, context = study
+    scorer, dice, context = study
+    inputs = scorer.inputs
     settings = context(masks=12, estimators=("paper",))
     plans = rise.plans(settings)
-    tables = {n: score(p, segmenter, inputs, prompts, batch_size=4) for n, p in plans.items()}
-    masks = plans["masks"].keep(0, 12, segmenter.input_size)
+    tables = {n: score(p, scorer, batch_size=4) for n, p in plans.items()}
+    masks = plans["masks"].keep(0, 12, scorer.segmenter.input_size)
     images = fill_image("mean", inputs) * (1 - masks) + inputs * masks
     drawn = plans["masks"].keep(0, 12, 512)[:, 0]
     scores = torch.cat([dice(image[None]) for image in images])

@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from figure_study import BATCH, COST, ORGANS, VALUES, drawn_slice, make_study
 from xaiclip.data.slices import load_slices
 from xaiclip.explain.attribution import to_canonical_mask
-from xaiclip.explain.engine import segment
 from xaiclip.explain.store import load_scores
 from xaiclip.masks.roi import load_rois
 from xaiclip.models.segmenters.base import Prompts
 from xaiclip.models.segmenters.loading import load_segmenter
+from xaiclip.targets import SegmenterScorer
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 RUN = """
@@ -154,9 +153,8 @@ def test_each_organ_is_scored_with_its_own_box_and_roi(study, guidance, prompt, 
         item.image.shape,
     )
     segmenter = load_segmenter({"model": "compact"}, "cpu", "fp32")
-    with torch.inference_mode():
-        baseline = segment(segmenter, segmenter.prepare(item.image), prompts)
+    scorer = SegmenterScorer(segmenter, prompts, segmenter.prepare(item.image))
     for o, organ in enumerate(scores.context.organs):
         assert np.array_equal(scores.context.rois[o], to_canonical_mask(rois[organ][source].mask))
-        assert np.array_equal(scores.context.masks[o], baseline.canonical_masks()[o])
+        assert np.array_equal(scores.context.masks[o], scorer.masks[o])
     assert len({mask.tobytes() for mask in scores.context.rois}) == len(scores.context.organs)

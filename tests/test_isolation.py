@@ -458,7 +458,11 @@ def test_an_interrupt_ends_the_job(study, monkeypatch, stage):
             "xaiclip.models.segmenters.predict.segment_slice",
             "The segmenter fails on a plain",
         ),
-        ("score", "xaiclip.explain.engine.segment", "The segmenter under 'occlusion' fails on a"),
+        (
+            "score",
+            "xaiclip.targets.SegmenterScorer.of_slice",
+            "The model under 'occlusion' fails on a",
+        ),
     ],
 )
 def test_a_model_that_works_on_nothing_ends_the_job(study, monkeypatch, stage, function, words):

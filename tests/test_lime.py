@@ -5,11 +5,12 @@ from lime.lime_image import LimeImageExplainer
 
 from explain_fakes import PROMPTS, FakeSegmenter, context, picture, rois, table
 from xaiclip.errors import CaseError
-from xaiclip.explain.engine import fill_image, score, segment
+from xaiclip.explain.engine import fill_image, score
 from xaiclip.explain.lime import PlanSettings, aggregate, plans, superpixels, surrogate
 from xaiclip.explain.plan import SuperpixelPlan
 from xaiclip.explain.settings import read
 from xaiclip.explain.values import soft_dice
+from xaiclip.targets import SegmenterScorer
 
 RNG = np.random.default_rng(0)
 
@@ -25,7 +26,7 @@ def test_equals_lime_image():
     """The lime package, run on the same model, superpixels, fill and samples."""
     model, samples = FakeSegmenter(), 60
     inputs = model.prepare(picture())
-    mask = segment(model, inputs, PROMPTS).mask
+    mask = SegmenterScorer(model, PROMPTS, inputs).mask
     tiles = np.arange(128) // 32
     small = tiles[:, None] * 4 + tiles
     # lime draws its samples from this generator; the first one becomes the unperturbed image
@@ -33,7 +34,7 @@ def test_equals_lime_image():
     on = drawn[1:].astype(bool)
     segments = small.repeat(4, 0).repeat(4, 1).astype(np.int32)
     plan = SuperpixelPlan(np.ones((samples - 1, 2), bool), samples - 1, segments, on)
-    ours = score(plan, model, inputs, PROMPTS)
+    ours = score(plan, SegmenterScorer(model, PROMPTS, inputs))
     coefficients, r2 = surrogate(on, np.concatenate([ours.baseline[None], ours.scores]))
 
     def classifier(images):

@@ -5,9 +5,10 @@ from captum.attr import Occlusion
 
 from explain_fakes import ORGANS, PROMPTS, FakeSegmenter, context, picture, rois, table
 from xaiclip.errors import CaseError
-from xaiclip.explain.engine import fill_image, score, segment
+from xaiclip.explain.engine import fill_image, score
 from xaiclip.explain.occlusion import WINDOWS, aggregate, plans
 from xaiclip.explain.values import VALUES
+from xaiclip.targets import SegmenterScorer
 
 MODEL = FakeSegmenter()
 INPUTS = MODEL.prepare(picture())
@@ -16,7 +17,7 @@ VALUE_NAMES = ("soft_dice", "in_mask_probability")
 
 def explain(ctx):
     plan = plans(ctx)[WINDOWS]
-    scored = score(plan, MODEL, INPUTS, PROMPTS, VALUE_NAMES)
+    scored = score(plan, SegmenterScorer(MODEL, PROMPTS, INPUTS, VALUE_NAMES))
     return plan, scored, aggregate({WINDOWS: plan}, {WINDOWS: scored}, ctx)
 
 
@@ -25,7 +26,7 @@ def test_equals_captum(window, stride):
     """The same windows, the same fill: the mean drop over the windows that cover a pixel."""
     ctx = context(settings={"window": window, "stride": stride}, explained=VALUE_NAMES)
     _, _, attributions = explain(ctx)
-    mask = segment(MODEL, INPUTS, PROMPTS).mask
+    mask = SegmenterScorer(MODEL, PROMPTS, INPUTS).mask
     filling = fill_image("mean", INPUTS).expand_as(INPUTS)[None]
     for one in attributions[::3]:  # each organ and each value once
         o = ORGANS.index(one.organ)

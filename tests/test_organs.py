@@ -4,6 +4,7 @@ What all of them give together is compared with what each gives alone.
 """
 
 import sys
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,9 +15,10 @@ from explain_fakes import FakeSegmenter, picture
 from xaiclip.explain import engine, lime, occlusion
 from xaiclip.explain.attribution import to_canonical_mask
 from xaiclip.explain.plan import WindowPlan
-from xaiclip.explain.runner import Run, Target, attribute_slice, score_slice
+from xaiclip.explain.runner import Request, Run, attribute_slice, score_slice
 from xaiclip.explain.store import load_scores, save_frame, save_scores, score_frame
 from xaiclip.models.segmenters.base import Prompts
+from xaiclip.targets import SegmenterScorer
 
 SHAPE = (160, 140)
 MODEL = FakeSegmenter()
@@ -55,11 +57,11 @@ def target(organs=ORGANS, guided=False, **changes):
         "case": "a",
         "slice": 4,
         "image": picture(shape=SHAPE),
-        "boxes": {organ: pixels(organ) for organ in organs},
+        "prompts": {organ: pixels(organ) for organ in organs},
         "rois": ROIS if guided else None,
         "guidance": "roi" if guided else "full",
     }
-    return Target(**{**known, **changes})
+    return Request(**{**known, **changes})
 
 
 def run(name):
@@ -130,9 +132,8 @@ def test_the_runner_scores_what_the_engine_scores():
     scores, _ = score_slice(MODEL, target(), chosen)
     boxes = torch.tensor([BOXES[organ] for organ in ORGANS])
     inputs = MODEL.prepare(picture(shape=SHAPE))
-    expected = engine.score(
-        scores.plans["masks"], MODEL, inputs, Prompts(ORGANS, boxes), VALUES, "blur"
-    )
+    scorer = SegmenterScorer(MODEL, Prompts(ORGANS, boxes), inputs, VALUES)
+    expected = engine.score(scores.plans["masks"], scorer, "blur")
     np.testing.assert_allclose(scores.tables["masks"].scores, expected.scores, atol=1e-5)
     np.testing.assert_allclose(scores.tables["masks"].baseline, expected.baseline, atol=1e-5)
 
@@ -148,8 +149,8 @@ def test_whichever_organ_is_left_out_the_others_keep_theirs(lost):
     corner = np.zeros(SHAPE, bool)
     corner[:3, :3] = True
     for changes, chosen in (
-        ({"boxes": {**boxes, lost: None}}, run("occlusion")),
-        ({"boxes": {**boxes, lost: speck}}, run("occlusion")),
+        ({"prompts": {**boxes, lost: None}}, run("occlusion")),
+        ({"prompts": {**boxes, lost: speck}}, run("occlusion")),
         ({"rois": {**ROIS, lost: corner}}, strict),
     ):
         scores, skips = score_slice(MODEL, target(guided=True, **changes), chosen)
@@ -282,7 +283,7 @@ class Clockwork(FakeSegmenter):
     def __init__(self, monkeypatch):
         super().__init__()
         self.now = 0.0
-        monkeypatch.setattr(engine.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
     def prepare(self, image):
         self.now += 8

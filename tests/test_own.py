@@ -11,7 +11,7 @@ from torch import nn
 from explain_fakes import picture
 from xaiclip.config import complete
 from xaiclip.errors import ConfigError
-from xaiclip.explain.runner import Run, Target, attribute_slice, score_slice
+from xaiclip.explain.runner import Request, Run, attribute_slice, score_slice
 from xaiclip.models.segmenters.base import Prompts, Segmenter
 from xaiclip.models.segmenters.fixed import FixedClassSegmenter
 from xaiclip.models.segmenters.frame import cut
@@ -323,7 +323,7 @@ def explain(segmenter, organs):
     masks = segment_slice(segmenter, image, boxes)
     assert any(mask.any() for mask in masks.values())
     run = Run("occlusion", {"window": 256, "stride": 256, "min_overlap": 0.0})
-    scores, skips = score_slice(segmenter, Target("case", 0, image, boxes), run)
+    scores, skips = score_slice(segmenter, Request("case", 0, image, boxes), run)
     assert {skip.organ for skip in skips} == {o for o, mask in masks.items() if not mask.any()}
     (table,) = scores.tables.values()
     assert np.isfinite(table.scores).all()

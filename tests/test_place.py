@@ -13,9 +13,10 @@ from xaiclip.explain import lime
 from xaiclip.explain.attribution import to_canonical_image, to_canonical_mask, to_slice_grid
 from xaiclip.explain.engine import score
 from xaiclip.explain.plan import CellPlan, SuperpixelPlan, WindowPlan, nearest
-from xaiclip.explain.runner import Run, Target, attribute_slice, score_slice
+from xaiclip.explain.runner import Request, Run, attribute_slice, score_slice
 from xaiclip.models.segmenters.base import Prompts, to_mask
 from xaiclip.models.segmenters.frame import cut, extent, pad
+from xaiclip.targets import SegmenterScorer
 
 SHAPES = [(96, 128), (101, 76), (512, 300), (700, 613)]
 
@@ -192,7 +193,7 @@ def test_a_window_hides_the_inputs_pixels_whose_centres_it_covers(shape):
     plan = WindowPlan(np.ones((1, 1), bool), 1, np.array([box], np.int32))
     inputs = 0.5 + torch.rand(3, *shape, generator=torch.Generator().manual_seed(0)) / 2
     prompts = Prompts(("liver",), torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
-    score(plan, model, inputs, prompts, fill="zero")
+    score(plan, SegmenterScorer(model, prompts, inputs), fill="zero")
     hidden = (model.seen[-1][0] == 0).all(0).numpy()
     y, x = ((np.arange(side) + 0.5) * 512 / side for side in shape)
     expected = ((y >= box[1]) & (y < box[3]))[:, None] & ((x >= box[0]) & (x < box[2]))
@@ -241,7 +242,7 @@ def test_a_map_lies_where_the_organ_is(method, settings, mm, shape):
         boxes[organ] = np.array([columns[0] - 2, rows[0] - 2, columns[-1] + 3, rows[-1] + 3.0])
     item = Slice("a", 7, "CT", image, None, Geometry(AFFINE, (128, 96, 20)))
     scores, skips = score_slice(
-        Watched(*shape), Target("a", 7, image, boxes), Run(method, settings, fill="zero")
+        Watched(*shape), Request("a", 7, image, boxes), Run(method, settings, fill="zero")
     )
     assert not skips
     for one in attribute_slice(scores)[0]:

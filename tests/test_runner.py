@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from explain_fakes import BOXES, ORGANS, FakeSegmenter, picture
+from xaiclip.clock import PHASES
 from xaiclip.errors import CaseError, ConfigError
 from xaiclip.explain import method
-from xaiclip.explain.engine import PHASES
 from xaiclip.explain.plan import SuperpixelPlan
-from xaiclip.explain.runner import Run, Target, attribute_slice, score_batch, score_slice
+from xaiclip.explain.runner import Request, Run, attribute_slice, score_batch, score_slice
 from xaiclip.explain.store import load_scores, save_scores
 
 SHAPE = (160, 140)
@@ -44,11 +44,11 @@ def target(guided=False, **changes):
         "case": "a",
         "slice": 4,
         "image": picture(shape=SHAPE),
-        "boxes": boxes(),
+        "prompts": boxes(),
         "rois": ROIS if guided else None,
         "guidance": "roi" if guided else "full",
     }
-    return Target(**{**known, **changes})
+    return Request(**{**known, **changes})
 
 
 def run(name="occlusion", **changes):
@@ -102,11 +102,11 @@ def test_a_slice_has_its_own_samples_whatever_its_batch():
 @pytest.mark.parametrize(
     ("changes", "settings", "reason"),
     [
-        ({"boxes": {**boxes(), "spleen": None}}, {}, "there is no box"),
+        ({"prompts": {**boxes(), "spleen": None}}, {}, "there is no box"),
         ({"rois": {**ROIS, "spleen": roi(0, 0, 0, 0)}}, {}, "the ROI is empty"),
         ({"rois": {"liver": ROIS["liver"]}}, {}, "there is no ROI"),
         (
-            {"boxes": {**boxes(), "spleen": SPECK}},
+            {"prompts": {**boxes(), "spleen": SPECK}},
             {},
             "unperturbed segmentation is empty",
         ),
@@ -133,9 +133,9 @@ def test_one_organ_is_left_out_and_the_other_goes_on(changes, settings, reason):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"boxes": dict.fromkeys(ORGANS)},
+        {"prompts": dict.fromkeys(ORGANS)},
         {"rois": dict.fromkeys(ORGANS, roi(0, 0, 0, 0))},
-        {"boxes": dict.fromkeys(ORGANS, SPECK)},
+        {"prompts": dict.fromkeys(ORGANS, SPECK)},
     ],
 )
 def test_nothing_is_left(changes):

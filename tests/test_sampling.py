@@ -12,7 +12,7 @@ from explain_fakes import FakeSegmenter, context, picture, table
 from xaiclip.errors import CaseError
 from xaiclip.explain import lime, occlusion, rise
 from xaiclip.explain.plan import overlap
-from xaiclip.explain.runner import Run, Target, attribute_slice, score_slice
+from xaiclip.explain.runner import Request, Run, attribute_slice, score_slice
 from xaiclip.explain.surface import surface
 from xaiclip.explain.uncertainty import block_size, grouped, reliability, split_half, summary
 from xaiclip.metrics.savings import replay, savings, shortened, summarise
@@ -139,7 +139,7 @@ def test_surface_is_scikit_learns():
 
 def sliced(method, settings):
     boxes = {"liver": np.array([21.0, 32, 77, 112]), "spleen": np.array([70.0, 64, 126, 136])}
-    target = Target("a", 4, picture(), boxes)
+    target = Request("a", 4, picture(), boxes)
     model = FakeSegmenter()
     scores, _ = score_slice(model, target, Run(method, settings, seed=11))
     return scores, model.encoded

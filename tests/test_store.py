@@ -3,10 +3,10 @@ import pandas as pd
 import pytest
 
 from explain_fakes import ORGANS, context, table
+from xaiclip.clock import PHASES
 from xaiclip.errors import Skip
 from xaiclip.explain import method
 from xaiclip.explain.attribution import load_attributions, save_attributions
-from xaiclip.explain.engine import PHASES
 from xaiclip.explain.runner import attribute_slice
 from xaiclip.explain.store import SliceScores, load_scores, save_frame, save_scores, score_frame
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from traceback import TracebackException
 
+from xaiclip.extras import missing
+
 _log = logging.getLogger(__name__)
 
 #: How the reason begins of what nobody foresaw.
@@ -48,6 +50,21 @@ class CaseError(ValueError):
         self.reason = printable(reason)
         super().__init__(self.reason if file is None else f"{printable(file)}: {self.reason}")
         self.file = None if file is None else Path(file)
+
+
+@contextmanager
+def named_extras() -> Iterator[None]:
+    """Where the block imports what only an extra brings, its absence gets a sentence.
+
+    Raises:
+        ConfigError: the package is not installed; it names the extra.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if sentence := missing(error):
+            raise ConfigError(sentence) from error
+        raise
 
 
 class StorageError(OSError):
@@ -111,6 +128,8 @@ def left_out(
     except (Exception, SystemExit) as error:  # a user's own code may call sys.exit
         if isinstance(error, ConfigError | StorageError) or _of_the_machine(error):
             raise
+        if sentence := missing(error):  # nobody's case, either
+            raise ConfigError(sentence) from error
         reason = f"{UNEXPECTED}{type(error).__name__}; the log of the stage has the details."
         if isinstance(error, MemoryError):
             reason = f"{UNEXPECTED}MemoryError; it does not fit into memory: give the job more."

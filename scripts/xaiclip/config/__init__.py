@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -22,8 +21,9 @@ from xaiclip.config import methods
 from xaiclip.config.constraints import check_together
 from xaiclip.config.names import check_text
 from xaiclip.errors import ConfigError
+from xaiclip.resources import shipped
 
-SCHEMA_PATH = Path(__file__).parents[3] / "config" / "schema.json"
+SCHEMA_PATH = shipped("config", "schema.json")
 
 
 def load_schema(*, own: bool = False) -> dict[str, Any]:

@@ -12,17 +12,21 @@ A method is one module, of this package or of another one that names it in the e
 It may also offer ``refine(plans, tables, context) -> dict[str, Plan]``: further forwards in the
 light of those made so far, until it has none; each call sees everything made.
 
-The engine does the rest. Importing this package loads neither torch nor any method.
+The engine does the rest. Importing this package loads neither torch nor any method. To explain one
+slice in one call, call it: ``xaiclip.explain(model, image, …)`` is `xaiclip.api.explain`.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from xaiclip.errors import ConfigError
+from xaiclip.errors import ConfigError, named_extras
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,11 +74,13 @@ def method(name: str) -> Method:
     """Load the method ``xaiclip.explain.<name>``, or the one that another package brings.
 
     Raises:
-        ConfigError: there is no such method, or its module is none.
+        ConfigError: there is no such method, or its module is none, or imports what an extra
+            brings that is not installed.
     """
     qualified = module_of(name)
     try:
-        module = importlib.import_module(qualified)
+        with named_extras():
+            module = importlib.import_module(qualified)
     except ModuleNotFoundError as error:
         if error.name != qualified:
             raise
@@ -84,9 +90,7 @@ def method(name: str) -> Method:
         ) from None
     missing = [part for part in ("PlanSettings", "plans", "aggregate") if not hasattr(module, part)]
     if missing:
-        raise ConfigError(
-            f"The module '{qualified}' is no explanation method: it lacks {', '.join(missing)}."
-        )
+        raise ConfigError(f"'{name}' is no explanation method: it lacks {', '.join(missing)}.")
     return cast(Method, module)
 
 
@@ -96,3 +100,22 @@ def module_of(name: str) -> str:
         for entry in entry_points(group=GROUP, name=name):
             return entry.value
     return f"{__name__}.{name}"
+
+
+class _Callable(ModuleType):
+    """This package, which can be called; so the call and its parts have one name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function()(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._function())
+
+    @staticmethod
+    def _function() -> Any:
+        # by name: what the stages' code hangs on does not hang on what calls the stages
+        return importlib.import_module("xaiclip.api").explain
+
+
+sys.modules[__name__].__class__ = _Callable

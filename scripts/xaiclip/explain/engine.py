@@ -1,14 +1,12 @@
-"""The engine: run a perturbation plan through a segmenter and keep its score table.
+"""The engine: run a perturbation plan through a scorer and keep its score table.
 
-Each perturbed image is made on the device from the compact plan, encoded once, and decoded for all
-organs in one call; only the scores stay. Memory does not grow with N.
+Each perturbed image is made on the device from the compact plan and goes through the model once,
+for all targets; only the scores stay. Memory does not grow with N.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,39 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from xaiclip.clock import Clock
 from xaiclip.device import out_of_memory
-from xaiclip.explain.attribution import GRID
-from xaiclip.explain.values import THRESHOLD, VALUES
-from xaiclip.models.segmenters.base import decode, to_mask
 
 if TYPE_CHECKING:
     from xaiclip.explain.plan import Plan
-    from xaiclip.models.segmenters.base import Prompts, Segmenter
-
-#: Where the time of an explanation goes; value functions count as decoding.
-PHASES = ("perturb", "encode", "decode", "aggregate")
-
-
-class Clock:
-    """Wall-clock seconds by phase. ``total`` is measured on its own, not summed."""
-
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.seconds: dict[str, float] = {}
-        self._queues = torch.device(device).type != "cpu"
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Add the seconds of the block to ``phase``; queued work of a GPU is waited for."""
-        start = self._now()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + self._now() - start
-
-    def _now(self) -> float:
-        if self._queues:
-            torch.accelerator.synchronize()
-        return time.perf_counter()
+    from xaiclip.targets import Scorer
 
 
 class BatchSize:
@@ -91,44 +62,15 @@ class BatchSize:
 
 
 @dataclass(frozen=True, eq=False)
-class Baseline:
-    """The unperturbed segmentation.
-
-    Attributes:
-        logits: float32 (O, h, w).
-    """
-
-    logits: Tensor
-
-    @property
-    def probability(self) -> Tensor:
-        """float32 (O, h, w) in [0, 1]."""
-        return self.logits.sigmoid()
-
-    @property
-    def mask(self) -> Tensor:
-        """float32 (O, h, w) of 0 and 1."""
-        return (self.probability > THRESHOLD).float()
-
-    def canonical_masks(self) -> NDArray[np.bool_]:
-        """The masks on the canonical grid: bool (O, 512, 512)."""
-        return to_mask(self.logits, (GRID, GRID)).cpu().numpy()
-
-    def select(self, chosen: NDArray[np.bool_]) -> Baseline:
-        """The same with some of the organs: bool (O,)."""
-        return Baseline(self.logits[torch.from_numpy(chosen).to(self.logits.device)])
-
-
-@dataclass(frozen=True, eq=False)
 class ScoreTable:
-    """What the perturbations did to the segmentation.
+    """What the perturbations did to the scores.
 
     Attributes:
-        scores: float32 (N, O, V).
-        baseline: float32 (O, V), of the unperturbed image.
+        scores: float32 (N, T, V).
+        baseline: float32 (T, V), of the unperturbed image.
         values: names of the V value functions.
         seconds: by phase, and ``total``.
-        n_forwards: images encoded, counted in the loop.
+        n_forwards: images that went through the model, counted as they did.
     """
 
     scores: NDArray[np.float32]
@@ -158,81 +100,52 @@ class ScoreTable:
         )
 
     def of(self, values: Sequence[str]) -> NDArray[np.float32]:
-        """The scores of some value functions: (N, O, len(values))."""
+        """The scores of some value functions: (N, T, len(values))."""
         return self.scores[..., [self.values.index(name) for name in values]]
 
     def baseline_of(self, values: Sequence[str]) -> NDArray[np.float32]:
-        """The baseline of some value functions: (O, len(values))."""
+        """The baseline of some value functions: (T, len(values))."""
         return self.baseline[..., [self.values.index(name) for name in values]]
-
-
-@torch.inference_mode()
-def segment(
-    segmenter: Segmenter, inputs: Tensor, prompts: Prompts, clock: Clock | None = None
-) -> Baseline:
-    """Segment the unperturbed input (C, h, w): one forward."""
-    clock = clock or Clock(segmenter.device)
-    with clock("encode"):
-        embedding = segmenter.encode(inputs[None].to(segmenter.device))
-    with clock("decode"):
-        logits = decode(segmenter, embedding, prompts)[0]
-    return Baseline(logits)
 
 
 @torch.inference_mode()
 def score(
     plan: Plan,
-    segmenter: Segmenter,
-    inputs: Tensor,
-    prompts: Prompts,
-    values: Sequence[str] = ("soft_dice",),
+    scorer: Scorer,
     fill: str = "mean",
     batch_size: int | Literal["auto"] | BatchSize = "auto",
     *,
-    baseline: Baseline | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreTable:
-    """Run a plan: N encodes, whatever the number of organs.
+    """Run a plan: N forwards, whatever the number of targets.
 
     Args:
         plan: N perturbations.
-        segmenter: the model that is explained.
-        inputs: float32 (C, h, w), what ``segmenter.prepare`` gave.
-        prompts: O organs and their boxes.
-        values: names of `VALUES`.
+        scorer: what is explained, of which slice.
         fill: what replaces hidden pixels: ``mean`` (of each channel), ``zero``, or ``blur``
             (Gaussian, σ = the longer side / 32).
-        batch_size: perturbed images encoded at once; see `BatchSize`.
-        baseline: the unperturbed segmentation; made (and counted) here if None.
+        batch_size: perturbed images that go through the model at once; see `BatchSize`.
         progress: called with the forwards done and N, after each batch.
 
     Raises:
         MemoryError: not even one image at a time fits.
     """
-    device = segmenter.device
+    inputs, device = scorer.inputs, scorer.device
+    side = max(inputs.shape[-2:])
     clock = Clock(device)
-    batch = BatchSize.of(batch_size, device, max(inputs.shape[-2:]))
+    batch = BatchSize.of(batch_size, device, side)
+    before = scorer.n_forwards
     with clock("total"):
-        n_forwards = 0
-        if baseline is None:
-            baseline = segment(segmenter, inputs, prompts, clock)
-            n_forwards += 1
-        inputs = inputs.to(device)
         filling = fill_image(fill, inputs)
-        mask = baseline.mask
         chunks: list[Tensor] = []
         start = 0
         while start < plan.n_forwards:
             stop = min(start + batch.value, plan.n_forwards)
             try:
                 with clock("perturb"):
-                    keep = _fit(plan.keep(start, stop, max(inputs.shape[-2:]), device), inputs)
+                    keep = _fit(plan.keep(start, stop, side, device), inputs)
                     perturbed = torch.lerp(filling, inputs, keep)
-                with clock("encode"):
-                    embeddings = segmenter.encode(perturbed)
-                with clock("decode"):
-                    probability = decode(segmenter, embeddings, prompts).sigmoid()
-                    chunks.append(_evaluate(probability, mask, values))
+                chunks.append(scorer(perturbed, clock))
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -243,13 +156,12 @@ def score(
                     torch.accelerator.empty_cache()
                 continue
             batch.succeeded(stop - start)
-            n_forwards += len(perturbed)
             start = stop
             if progress is not None:
                 progress(start, plan.n_forwards)
         scores = torch.cat(chunks).cpu().numpy()
-        reference = _evaluate(baseline.probability[None], mask, values)[0].cpu().numpy()
-    return ScoreTable(scores, reference, tuple(values), clock.seconds, n_forwards)
+        baseline = scorer.baseline.cpu().numpy()
+    return ScoreTable(scores, baseline, scorer.values, clock.seconds, scorer.n_forwards - before)
 
 
 def fill_image(name: str, inputs: Tensor) -> Tensor:
@@ -272,8 +184,3 @@ def _fit(keep: Tensor, inputs: Tensor) -> Tensor:
     if keep.shape[-2:] == shape:
         return keep
     return nn.functional.interpolate(keep, shape, mode="nearest-exact")
-
-
-def _evaluate(probability: Tensor, mask: Tensor, values: Sequence[str]) -> Tensor:
-    """(B, O, V)"""
-    return torch.stack([VALUES[name](probability, mask) for name in values], dim=-1)

@@ -1,6 +1,6 @@
-"""One slice, one method, one guidance: prepare → segment → plan → score; then aggregate.
+"""One slice, one method, one guidance: ask → plan → score; then aggregate.
 
-A script loads the segmenter once and runs `score_batch` over its slices.
+A script loads the model once and runs `score_batch` over its slices.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from xaiclip.clock import Clock
 from xaiclip.errors import Skip, left_out, refuse_broken
 from xaiclip.explain import engine, method, refine
 from xaiclip.explain.attribution import Attribution, to_canonical_image, to_canonical_mask
 from xaiclip.explain.plan import Context
 from xaiclip.explain.store import SliceScores
 from xaiclip.explain.values import explained
-from xaiclip.models.segmenters.base import Prompts
-from xaiclip.models.segmenters.predict import plain_slice
+from xaiclip.targets import scorer_type
 
 if TYPE_CHECKING:
     from xaiclip.explain.engine import ScoreTable
-    from xaiclip.models.segmenters.base import Segmenter
+    from xaiclip.targets import Model
 
 STAGE = "explain"
 
@@ -34,21 +34,22 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
-    """A slice that is to be explained.
+class Request:
+    """A slice, and what of the model's answer to it is to be explained.
 
     Attributes:
         case, slice: where it comes from.
-        image: uint8 (H, W), what the segmenter sees.
-        boxes: each organ's prompt, float (4,) XYXY in pixels of the slice; None = no box.
-        rois: each organ's ROI, bool (H, W), if it has one; None = no guidance.
+        image: uint8 (H, W), what the model sees.
+        prompts: by target (organ or class), what the model needs to be asked for it; for a
+            segmenter a box, float (4,) XYXY in pixels of the slice; None = there is none.
+        rois: each target's ROI, bool (H, W), if it has one; None = no guidance.
         guidance: the guidance's name, for the record.
     """
 
     case: str
     slice: int
     image: NDArray[np.uint8]
-    boxes: Mapping[str, NDArray[np.floating[Any]] | None]
+    prompts: Mapping[str, Any]
     rois: Mapping[str, NDArray[np.bool_]] | None = None
     guidance: str = "full"
 
@@ -71,88 +72,78 @@ class Run:
 
 
 def score_slice(
-    segmenter: Segmenter,
-    target: Target,
+    model: Model,
+    request: Request,
     run: Run,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[SliceScores | None, list[Skip]]:
-    """Score one slice for all its organs together.
+    """Score one slice for all its targets together.
 
     Args:
-        segmenter: the model that is explained.
-        target: the slice, its prompts and ROIs.
+        model: what is explained, of any kind that `xaiclip.targets.scorer_type` knows.
+        request: the slice, its prompts and ROIs.
         run: method and settings.
         progress: called with the forwards done and their number, plan by plan.
 
     Returns:
-        The scores, and the organs that were left out: no box, no or an empty ROI, an empty
-        unperturbed segmentation, or no perturbation that meets the ROI. None if no organ is left.
+        The scores, and the targets that were left out: no prompt, no or an empty ROI, refused by
+        the scorer (an empty unperturbed segmentation), or no perturbation that meets the ROI. None
+        if no target is left.
 
     Raises:
         CaseError: the method finds nothing to perturb.
     """
     explainer = method(run.method)
-    clock = engine.Clock(segmenter.device)
+    clock = Clock(model.device)
     with clock("total"):
-        reasons = {organ: _unusable(target, organ) for organ in target.boxes}
-        organs = tuple(organ for organ, reason in reasons.items() if reason is None)
-        skips = [_skip(target, organ, reason) for organ, reason in reasons.items() if reason]
-        if not organs:
+        reasons = {target: _unusable(request, target) for target in request.prompts}
+        targets = tuple(target for target, reason in reasons.items() if reason is None)
+        skips = [_skip(request, target, reason) for target, reason in reasons.items() if reason]
+        if not targets:
             return None, skips
 
-        with clock("encode"):
-            inputs = segmenter.prepare(target.image)
-        baseline = engine.segment(segmenter, inputs, _prompts(target, organs), clock)
+        prompts = {target: request.prompts[target] for target in targets}
+        kind = scorer_type(model)
+        scorer = kind.of_slice(model, request.image, prompts, run.values, clock)
         context = Context(
-            image=to_canonical_image(target.image),
-            organs=organs,
-            masks=baseline.canonical_masks(),
-            rois=_stack_rois(target, organs),
-            seed=run.seed ^ target.seed,
+            image=to_canonical_image(request.image),
+            organs=scorer.targets,
+            masks=scorer.masks,
+            rois=_stack_rois(request, targets),
+            seed=run.seed ^ request.seed,
             settings=run.settings,
-            explained=explained(tuple(run.values)),
+            explained=explained(scorer.values),
         )
-        segmented = context.masks.any((1, 2)) & baseline.mask.flatten(1).any(1).cpu().numpy()
-        reason = "the unperturbed segmentation is empty"
-        skips += [_skip(target, organ, reason) for organ in context.without(segmented)]
-        context, baseline = context.select(segmented), baseline.select(segmented)
-        if not context.organs:
+        refused = scorer.refused()
+        skips += [_skip(request, target, reason) for target, reason in refused.items()]
+        usable = np.array([target not in refused for target in targets])
+        if not usable.any():
             return None, skips
+        context, scorer = context.select(usable), scorer.select(usable)
 
         with clock("perturb"):
             plans = explainer.plans(context)
             met = np.all([plan.members.any(axis=0) for plan in plans.values()], axis=0)
             if not met.all():
                 reason = "no perturbation meets the ROI"
-                skips += [_skip(target, organ, reason) for organ in context.without(met)]
-                context, baseline = context.select(met), baseline.select(met)
+                skips += [_skip(request, target, reason) for target in context.without(met)]
+                context, scorer = context.select(met), scorer.select(met)
                 plans = explainer.plans(context)
 
-    prompts = _prompts(target, context.organs)
     tables: dict[str, ScoreTable] = {}
     chunk, plans = plans, {}
     while chunk:
         for name, plan in chunk.items():
-            table = engine.score(
-                plan,
-                segmenter,
-                inputs,
-                prompts,
-                run.values,
-                run.fill,
-                run.batch_size,
-                baseline=baseline,
-                progress=progress,
-            )
+            table = engine.score(plan, scorer, run.fill, run.batch_size, progress=progress)
             plans[name] = plans[name].extended(plan) if name in plans else plan
             tables[name] = tables[name].extended(table) if name in tables else table
         with clock("total"), clock("perturb"):
             chunk = refine(explainer, plans, tables, context)
     return SliceScores(
-        case=target.case,
-        slice=target.slice,
+        case=request.case,
+        slice=request.slice,
         method=run.method,
-        guidance=target.guidance,
+        guidance=request.guidance,
         context=context,
         plans=plans,
         tables=tables,
@@ -161,7 +152,7 @@ def score_slice(
 
 
 def score_batch(
-    segmenter: Segmenter, targets: Sequence[Target], run: Run
+    model: Model, requests: Sequence[Request], run: Run
 ) -> tuple[list[SliceScores], list[Skip]]:
     """Score slices one after the other; one that cannot be explained is left out with its reason.
 
@@ -173,43 +164,43 @@ def score_batch(
     done: list[SliceScores] = []
     skips: list[Skip] = []
     # one for the job: what fits is found once, not in each slice
-    batch = engine.BatchSize.of(run.batch_size, segmenter.device, segmenter.input_size)
+    batch = engine.BatchSize.of(run.batch_size, model.device, model.input_size)
     run = replace(run, batch_size=batch)
     start = time.perf_counter()
-    for number, target in enumerate(targets, 1):
+    for number, request in enumerate(requests, 1):
         scores = None
-        with left_out(skips, target.case, STAGE, target.slice):
-            scores, without = score_slice(segmenter, target, run)
+        with left_out(skips, request.case, STAGE, request.slice):
+            scores, without = score_slice(model, request, run)
             skips += without
         if scores is None:
-            _log.warning("%s/%d %s: left out", target.case, target.slice, run.method)
+            _log.warning("%s/%d %s: left out", request.case, request.slice, run.method)
             continue
         done.append(scores)
         elapsed = time.perf_counter() - start
         forwards = sum(table.n_forwards for one in done for table in one.tables.values())
         _log.info(
             "%s/%d %s (%s): slice %d of %d, %.1f forwards/s, %.0f s left",
-            target.case,
-            target.slice,
+            request.case,
+            request.slice,
             run.method,
-            target.guidance,
+            request.guidance,
             number,
-            len(targets),
+            len(requests),
             forwards / elapsed,
-            elapsed / number * (len(targets) - number),
+            elapsed / number * (len(requests) - number),
         )
-    if targets:
-        probe = _plain_target(targets[0])
-        what = f"The segmenter under '{run.method}'"
-        refuse_broken(len(done), skips, what, lambda: score_slice(segmenter, probe, run))
+    if requests:
+        probe = _plain_request(model, requests[0])
+        what = f"The model under '{run.method}'"
+        refuse_broken(len(done), skips, what, lambda: score_slice(model, probe, run))
     return done, skips
 
 
-def _plain_target(like: Target) -> Target:
-    """A plain image with the organs and the guidance of another target."""
-    image, disk, box = plain_slice()
-    rois = None if like.rois is None else dict.fromkeys(like.boxes, disk)
-    return Target("plain", 0, image, dict.fromkeys(like.boxes, box), rois, like.guidance)
+def _plain_request(model: Model, like: Request) -> Request:
+    """A plain image with the targets and the guidance of another request."""
+    image, shown, prompts = scorer_type(model).plain(like.prompts)
+    rois = None if like.rois is None else dict.fromkeys(like.prompts, shown)
+    return Request("plain", 0, image, prompts, rois, like.guidance)
 
 
 def attribute_slice(
@@ -237,28 +228,22 @@ def attribute_slice(
     return attributions, time.perf_counter() - start
 
 
-def _prompts(target: Target, organs: Sequence[str]) -> Prompts:
-    height, width = target.image.shape
-    boxes = np.array([target.boxes[organ] for organ in organs])
-    return Prompts.from_pixels(organs, boxes, (height, width))
-
-
-def _stack_rois(target: Target, organs: Sequence[str]) -> NDArray[np.bool_] | None:
-    if target.rois is None:
+def _stack_rois(request: Request, targets: Sequence[str]) -> NDArray[np.bool_] | None:
+    if request.rois is None:
         return None
-    return np.stack([to_canonical_mask(target.rois[organ]) for organ in organs])
+    return np.stack([to_canonical_mask(request.rois[target]) for target in targets])
 
 
-def _unusable(target: Target, organ: str) -> str | None:
-    """Why an organ cannot be explained in this slice, as far as its prompt and ROI tell."""
-    if target.boxes[organ] is None:
+def _unusable(request: Request, target: str) -> str | None:
+    """Why a target cannot be explained in this slice, as far as its prompt and ROI tell."""
+    if request.prompts[target] is None:
         return "there is no box to prompt the segmenter with"
-    if target.rois is None:
+    if request.rois is None:
         return None
-    if organ not in target.rois:
+    if target not in request.rois:
         return "there is no ROI"
-    return None if to_canonical_mask(target.rois[organ]).any() else "the ROI is empty"
+    return None if to_canonical_mask(request.rois[target]).any() else "the ROI is empty"
 
 
-def _skip(target: Target, organ: str | None, reason: str) -> Skip:
-    return Skip(target.case, STAGE, reason, target.slice, organ)
+def _skip(request: Request, target: str | None, reason: str) -> Skip:
+    return Skip(request.case, STAGE, reason, request.slice, target)

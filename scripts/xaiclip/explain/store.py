@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from xaiclip.clock import PHASES
 from xaiclip.errors import Skip
 from xaiclip.explain import method
 from xaiclip.explain.attribution import Attribution
-from xaiclip.explain.engine import PHASES, ScoreTable
+from xaiclip.explain.engine import ScoreTable
 from xaiclip.explain.plan import Context, Plan
 from xaiclip.files import atomic, load_arrays, save_arrays
 

@@ -21,9 +21,10 @@ from xaiclip.errors import ConfigError
 from xaiclip.localizer.clip_weights import load_weights
 from xaiclip.localizer.sources import Source, find
 from xaiclip.localizer.text_files import Tokenizer, staged, tokenizer_of
+from xaiclip.resources import shipped
 from xaiclip.weights import check_size
 
-COMPACT_FOLDER = Path(__file__).parents[3] / "resources" / "compact"
+COMPACT_FOLDER = shipped("compact")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks.convolutions import Convolution
@@ -196,6 +197,12 @@ def predict(localizer: Localizer, images: NDArray, batch_size: int = 16) -> NDAr
         total[..., : SIZE - down, : SIZE - right] += found[..., down:, right:]
         times[: SIZE - down, : SIZE - right] += 1
     return (total / times).numpy()
+
+
+def predict_slice(localizer: Localizer, image: NDArray) -> NDArray:
+    """What is kept of one slice's maps: uint8 (224, 224) → float16 (classes, 224, 224)."""
+    maps: NDArray = predict(localizer, image[None])[0].astype(np.float16)
+    return maps
 
 
 def save_localizer(path: Path, localizer: Localizer) -> None:

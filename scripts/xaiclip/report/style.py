@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
@@ -95,9 +95,15 @@ def sentence_figure(title: str, sentence: str) -> Figure:
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: float) -> None:
     """Write a PNG atomically; its bytes depend on what is drawn alone."""
-    with atomic(path) as temporary, rc_context(STYLE):
+    with atomic(path) as temporary, open(temporary, "wb") as stream:
+        write_png(figure, stream, dpi)
+
+
+def write_png(figure: Figure, stream: IO[bytes], dpi: float) -> None:
+    """As `save`, to a stream."""
+    with rc_context(STYLE):
         figure.savefig(
-            temporary,
+            stream,
             format="png",
             dpi=dpi,
             bbox_inches="tight",

@@ -60,6 +60,7 @@ class Segmenter(Protocol):
 
     Encoding depends on the image alone, so one encoding serves every prompt. All tensors live
     on ``device``; logits and inputs are float32 whatever ``precision`` the model computes in.
+    Who calls decides about autograd: leave it alone, and methods that need gradients work, too.
     ``input_size`` is the longer side of the input in pixels.
     """
 

@@ -105,7 +105,6 @@ class FixedClassSegmenter:
         grey = F.interpolate(grey, shape, mode="bilinear", align_corners=False, antialias=True)
         return grey[0].clamp(0, 1).expand(self.in_channels, -1, -1).contiguous().to(self.device)
 
-    @torch.inference_mode()
     def encode(self, inputs: Tensor) -> Tensor:
         """What `prepare` gave, (B, C, h, w), → class logits float32 (B, K, h', w')."""
         x = pad((inputs - self.mean) / self.std, self.input_size)
@@ -130,7 +129,6 @@ class FixedClassSegmenter:
         found = found.float()
         return _turn(found) if self.orientation == "ras" else found
 
-    @torch.inference_mode()
     def decode(self, embeddings: Tensor, prompts: Prompts) -> Tensor:
         """Class logits (B, K, h', w') → float32 logits (B, O, h, w); only the organs count."""
         logits = torch.stack([self._organ(embeddings, organ) for organ in prompts.organs], dim=1)

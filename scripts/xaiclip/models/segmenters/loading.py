@@ -13,21 +13,23 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 from torch import nn
 
+from xaiclip import plugins
 from xaiclip.device import choose_device, choose_precision
 from xaiclip.errors import ConfigError
 from xaiclip.files import digest, verify
 from xaiclip.models.segmenters.base import Segmenter
 from xaiclip.models.segmenters.compact import CONFIG, build
-from xaiclip.models.segmenters.own import call_factory
+from xaiclip.models.segmenters.own import call_factory, call_maker
 from xaiclip.models.segmenters.sam import SamSegmenter
 from xaiclip.plain import check_keys, read_json
 from xaiclip.published.catalogue import WEIGHTS
+from xaiclip.resources import shipped
 from xaiclip.weights import check_size, check_sums, check_weights, fill, read_weights
 
 log = logging.getLogger(__name__)
 
 #: The shipped weights.
-COMPACT = Path(__file__).parents[4] / "resources" / "compact"
+COMPACT = shipped("compact")
 
 #: Model name → builder of the untrained Sam. MedSAM is SAM's ViT-B with other weights.
 BUILDERS: dict[str, Callable[[], Sam]] = {
@@ -47,6 +49,8 @@ def load_segmenter(
 
     Args:
         settings: ``model``: ``compact``, ``medsam``, ``sam_vit_b``, ``sam_vit_l``, ``sam_vit_h``.
+            Or a name that an installed package brings to the entry points ``xaiclip.models``, of a
+            function as ``factory`` names one.
             ``factory`` (optional): ``file.py:function`` of the user's own in place of ``model``,
             with ``options`` and ``adapter``; see `call_factory`.
             ``checkpoint``: the weights; for ``compact`` a folder in place of the shipped one.
@@ -69,8 +73,11 @@ def load_segmenter(
     if model == "compact":
         sam = load_compact(Path(checkpoint) if checkpoint else COMPACT)
     elif model not in BUILDERS:
-        known = ", ".join(["compact", *BUILDERS])
-        raise ConfigError(f"segmenter.model '{model}' is unknown: use {known}, or a factory.")
+        make = plugins.load(plugins.MODELS, str(model))
+        if not callable(make):
+            known = ", ".join(["compact", *BUILDERS, *plugins.brought(plugins.MODELS)])
+            raise ConfigError(f"segmenter.model '{model}' is unknown: use {known}, or a factory.")
+        return call_maker(make, str(model), settings, where, how, f"model '{model}'")
     elif not checkpoint:
         raise ConfigError(f"segmenter.checkpoint is empty: model '{model}' needs a weights file.")
     else:

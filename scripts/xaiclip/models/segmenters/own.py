@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,6 +50,28 @@ def call_factory(settings: Mapping[str, Any], device: torch.device, precision: s
     make = getattr(_import(path, where), name, None)
     if not callable(make):
         raise ConfigError(f"{where}: {file} has no function '{name}'.")
+    return call_maker(make, path.stem, settings, device, precision, where)
+
+
+def call_maker(
+    make: Callable[..., Any],
+    name: str,
+    settings: Mapping[str, Any],
+    device: torch.device,
+    precision: str,
+    where: str,
+) -> Segmenter:
+    """Call a function that gives a segmenter or a plain network; see `call_factory`.
+
+    Args:
+        make: the function.
+        name: of the model, for the record.
+        settings, device, precision: as of `call_factory`.
+        where: begins the sentence of an error.
+
+    Raises:
+        ConfigError: see `call_factory`.
+    """
     arguments = _arguments(make, settings, device, precision, where)
     made = make(**arguments)
     if isinstance(made, Segmenter):
@@ -58,16 +80,14 @@ def call_factory(settings: Mapping[str, Any], device: torch.device, precision: s
         adapter = {k: v for k, v in (settings.get("adapter") or {}).items() if v is not None}
         if not adapter.get("channels"):
             raise ConfigError(
-                f"{where}: '{name}' returns a plain network, so the config key "
+                f"{where}: it returns a plain network, so the config key "
                 "'segmenter.adapter.channels' must give the output channel of each organ."
             )
-        return FixedClassSegmenter(
-            made, name=path.stem, device=device, precision=precision, **adapter
-        )
+        return FixedClassSegmenter(made, name=name, device=device, precision=precision, **adapter)
     needed = ("name", "input_size", "device", "precision", "prepare", "encode", "decode")
     missing = ", ".join(one for one in needed if not hasattr(made, one))
     raise ConfigError(
-        f"{where}: what '{name}' returns is no segmenter; it lacks {missing}. "
+        f"{where}: what it returns is no segmenter; it lacks {missing}. "
         "Return one, or a torch.nn.Module."
     )
 

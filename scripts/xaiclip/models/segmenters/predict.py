@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from xaiclip.models.segmenters.base import Prompts, Segmenter, decode, to_mask
 
 
+@torch.inference_mode()
 def segment_slice(
     segmenter: Segmenter, image: NDArray[np.uint8], boxes: Mapping[str, ArrayLike | None]
 ) -> dict[str, NDArray[np.bool_]]:

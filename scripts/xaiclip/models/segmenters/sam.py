@@ -78,7 +78,6 @@ class SamSegmenter:
             grey = fit_input(image, self.input_size)
         return grey.expand(3, -1, -1).contiguous().to(self.device)
 
-    @torch.inference_mode()
     def encode(self, inputs: Tensor) -> Tensor:
         """What `prepare` gave, (B, 3, h, w), → float32 (B, C, g, g)."""
         if self.stock:
@@ -89,7 +88,6 @@ class SamSegmenter:
             stock = self.attention == "stock"
             return (encoder(inputs) if stock else encode_images(encoder, inputs)).float()
 
-    @torch.inference_mode()
     def decode(self, embeddings: Tensor, prompts: Prompts) -> Tensor:
         """(B, C, g, g) and O boxes → float32 logits (B, O, 4g, 4g), less what was padded."""
         size = self.input_size
