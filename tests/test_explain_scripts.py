@@ -39,6 +39,7 @@ METHOD = {
     "method": "rise",
     "settings": {"masks": 12, "estimators": ["covariance", "paper"]},
     "values": VALUES,
+    "first": [],
     "organs": ORGANS,
     "seed": 5,
 }

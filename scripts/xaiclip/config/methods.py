@@ -1,4 +1,4 @@
-"""The methods' sections of the configuration, read from the methods' sources.
+"""Sections of the configuration that dataclasses state, read from their sources.
 
 What a method's module states with `xaiclip.explain.settings` is read by parsing it: loading it
 would load torch, scikit-image and the like in every look at the workflow.
@@ -99,6 +99,21 @@ def section(one: Source) -> Schema:
     }
 
 
+def properties(place: str) -> Schema:
+    """The settings of a dataclass of this library, by key: ``"xaiclip.masks.roi:RoiSettings"``.
+
+    Its fields that are no `setting` are no keys.
+    """
+    module, _, name = place.partition(":")
+    path = _OWN.parents[1].joinpath(*module.split(".")).with_suffix(".py")
+    return _own_properties(path, name, path.stat().st_mtime_ns)
+
+
+@cache
+def _own_properties(path: Path, name: str, _mtime: int) -> Schema:
+    return _Classes(path, ast.parse(path.read_text(encoding="utf-8"))).properties(name, plain=True)
+
+
 @cache
 def _brought() -> dict[str, tuple[str, Path]]:
     """Methods of other packages: name, module and file, found without loading the package."""
@@ -153,8 +168,11 @@ class _Classes:
         self.path = path
         self.classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
-    def properties(self, name: str) -> Schema:
-        """The settings of one of the module's dataclasses, by key; none if there is no such one."""
+    def properties(self, name: str, plain: bool = False) -> Schema:
+        """The settings of one of the module's dataclasses, by key; none if there is no such one.
+
+        Where it may have plain fields, they are left aside.
+        """
         node = self.classes.get(name)
         if node is None:
             return {}
@@ -164,6 +182,7 @@ class _Classes:
             line.target.id: self._schema(f"{name}.{line.target.id}", line)
             for line in node.body
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+            if not plain or isinstance(line.value, ast.Call)
         }
 
     def _schema(self, where: str, line: ast.AnnAssign) -> Schema:

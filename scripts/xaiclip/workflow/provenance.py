@@ -349,10 +349,11 @@ class Reach:
             for one in module.bound.get(attribute, ()):
                 if (one.module, one.name) != (name, attribute):
                     self._bound(name, (attribute, *rest), one)
-        elif below is None and module.has("__getattr__"):
-            self._follow(name, "__getattr__", ())
         elif below is None and not (attribute.startswith("__") and attribute.endswith("__")):
-            self._all(name)
+            if module.has("__getattr__"):
+                self._follow(name, "__getattr__", ())
+            else:
+                self._all(name)
 
     def _all(self, name: str) -> None:
         """Whoever holds the module can ask for what it defines, and for what it imports."""

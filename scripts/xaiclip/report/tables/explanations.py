@@ -9,6 +9,7 @@ import pandas as pd
 
 from xaiclip.errors import Skip
 from xaiclip.metrics.statistics import (
+    DEFAULT,
     Bootstrap,
     Comparison,
     Estimate,
@@ -71,8 +72,8 @@ def table3(
     *,
     skips: Sequence[Skip] = (),
     seed: int = 0,
-    resamples: int = 9999,
-    confidence: float = 0.95,
+    resamples: int = DEFAULT.resamples,
+    confidence: float = DEFAULT.confidence,
 ) -> Table:
     """Quality and cost of each method under both guidances; primary variants only.
 
