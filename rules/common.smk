@@ -19,7 +19,7 @@ from xaiclip.data.changes import signature
 from xaiclip.data.sheet import Case, read_sheet
 from xaiclip.errors import StorageError
 from xaiclip.files import check_writable
-from xaiclip.organs import organs_of
+from xaiclip.organs import file_stem, organs_of
 from xaiclip.seeds import derived
 
 
@@ -193,6 +193,13 @@ ORGANS = organs_of(config["classes"])
 METHODS = config["explain"]["methods"]
 METHOD_SOURCES = methods()
 GUIDANCES = config["explain"]["guidances"]
+# the maps of each case that the tables show
+MAPS = expand(
+    "{organ}_{method}_{guidance}.nii.gz",
+    organ=[file_stem(organ) for organ in ORGANS],
+    method=METHODS,
+    guidance=GUIDANCES,
+)
 TRAINS = not config["localizer"]["weights"]
 VARIANTS = (
     ["text", "no_text"] if TRAINS and config["localizer"]["ablation"] else ["text"]

@@ -123,10 +123,8 @@ rule skipped:
             allow_missing=True,
         ),
         maps=expand(
-            "results/{run}/maps/.written/{method}_{guidance}_{batch}.json",
-            method=METHODS,
-            guidance=GUIDANCES,
-            batch=batches("test"),
+            "results/{run}/maps/.skips/{case}.json",
+            case=sorted(BATCHES["test"]),
             allow_missing=True,
         ),
         segmenter="results/{run}/metrics/segmenter.parquet",

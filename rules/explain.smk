@@ -79,22 +79,29 @@ rule attribute:
 
 rule maps:
     input:
-        slices="results/{run}/slices/{batch}.npz",
-        attributions="results/{run}/attributions/{method}/{guidance}/{batch}.npz",
+        slices=lambda w: of_case(w, "slices/{batch}.npz"),
+        attributions=lambda w: of_case(
+            w,
+            "attributions/{method}/{guidance}/{batch}.npz",
+            method=METHODS,
+            guidance=GUIDANCES,
+        ),
     output:
-        written="results/{run}/maps/.written/{method}_{guidance}_{batch}.txt",
-        skips="results/{run}/maps/.written/{method}_{guidance}_{batch}.json",
+        maps=[f"results/{{run}}/maps/{{case}}/{name}" for name in MAPS],
+        variants=directory("results/{run}/maps/{case}/variants"),
+        skips="results/{run}/maps/.skips/{case}.json",
     log:
-        "results/{run}/logs/maps/{method}_{guidance}_{batch}.log",
+        "results/{run}/logs/maps/{case}.log",
     conda:
         "../envs/data.yaml"
+    threads: 2
     resources:
         mem_mb=2000,
         runtime=60,
     params:
-        cfg=lambda w: {"method": w.method, "guidance": w.guidance},
+        cfg=lambda w: {"case": w.case, "organs": ORGANS},
         code=code("maps.py"),
     message:
-        "NIfTI maps of {wildcards.method} ({wildcards.guidance}), batch {wildcards.batch}"
+        "NIfTI maps of case {wildcards.case}"
     script:
         "../scripts/maps.py"

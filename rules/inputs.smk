@@ -89,6 +89,15 @@ def case_facts(wildcards):
     ]
 
 
+def of_case(wildcards, pattern, **others):
+    """Files of the batch that a test case is in, below the study's folder."""
+    return expand(
+        f"results/{wildcards.run}/{pattern}",
+        batch=BATCHES["test"][wildcards.case],
+        **others,
+    )
+
+
 def trained_of(run, variant="text"):
     """The localizer's weights: those that the study trains, or another one's."""
     if TRAINS:

@@ -1,5 +1,4 @@
 # Results that the configuration no longer asks for: `snakemake stale` lists them, `snakemake prune` removes them.
-from xaiclip.organs import file_stem
 from xaiclip.workflow.stale import stale_files
 
 CONFIGURED = {
@@ -34,10 +33,10 @@ WRITTEN = [
     "metrics/parts/localizer/{variant}_{batch}.npz",
     "metrics/parts/segmenter/{batch}.parquet",
     "metrics/parts/explanations/{method}_{guidance}_{batch}.parquet",
-    "maps/.written/{method}_{guidance}_{batch}.txt",
-    "maps/.written/{method}_{guidance}_{batch}.json",
+    "maps/.skips/{case}.json",
     "maps/{case}/{organ}_{method}_{guidance}.nii.gz",
-    "maps/{case}/{organ}_{method}_{guidance}_{rest}.nii.gz",
+    "maps/{case}/variants/{organ}_{method}_{guidance}_{rest}.nii.gz",
+    "maps/{case}/variants/.snakemake_timestamp",
     "figures/{figure}.png",
 ]
 

@@ -1,38 +1,24 @@
-"""Put a batch's maps back into the geometry of the scans, as NIfTI."""
+"""Put a case's maps back into the geometry of its scan, as NIfTI."""
 
 from _job import job
 
 with job(snakemake) as log:
-    from collections import defaultdict
+    from contextlib import ExitStack
     from pathlib import Path
 
-    import nibabel as nib
+    from xaiclip.data.slices import load_slices
+    from xaiclip.explain.attribution import open_attributions
+    from xaiclip.export.nifti import write_maps
+    from xaiclip.files import write_json
 
-    from xaiclip.data.slices import load_slices, restore_slices
-    from xaiclip.errors import left_out
-    from xaiclip.explain.attribution import load_attributions, to_slice_grid
-    from xaiclip.files import atomic, write_json, write_text
-    from xaiclip.organs import file_stem
-
-    cfg = snakemake.params.cfg
-    slices = {(one.case, one.index): one for one in load_slices(snakemake.input.slices)[0]}
-    stacks, skips, written = defaultdict(dict), [], []
-    for case, index, one in load_attributions(snakemake.input.attributions):
-        name = f"{file_stem(one.organ)}_{cfg['method']}_{cfg['guidance']}"
-        if not one.primary:
-            name += f"_{one.variant}_{one.value}"
-        stacks[case, name][index] = one
-    folder = Path(snakemake.output.written).parents[1]
-    for (case, name), stack in sorted(stacks.items()):
-        one, geometry = next(iter(stack.values())), slices[case, next(iter(stack))]
-        with left_out(skips, case, f"maps ({cfg['method']}, {cfg['guidance']})", organ=one.organ):
-            grids = {
-                index: to_slice_grid(one.map, slices[case, index].image.shape)
-                for index, one in stack.items()
-            }
-            with atomic(folder / case / f"{name}.nii.gz") as temporary:
-                nib.save(restore_slices(grids, geometry), temporary)
-            written.append(f"{case}/{name}.nii.gz\n")
-    log.info("%d maps", len(written))
+    case, organs = (snakemake.params.cfg[key] for key in ("case", "organs"))
+    slices = {one.index: one for one in load_slices(snakemake.input.slices, [case])[0]}
+    with ExitStack() as stack:
+        attributions = {
+            Path(path).parts[-3:-1]: stack.enter_context(open_attributions(path))
+            for path in snakemake.input.attributions
+        }
+        folder = Path(snakemake.output.variants).parent
+        skips = write_maps(folder, case, slices, attributions, organs, snakemake.threads)
+    log.info("%d maps", sum(1 for _ in folder.rglob("*.nii.gz")))
     write_json(snakemake.output.skips, [skip.to_dict() for skip in skips])
-    write_text(snakemake.output.written, "".join(written))

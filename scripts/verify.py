@@ -20,8 +20,9 @@ from xaiclip.workflow.verify import GIVEN, checked_sums, compared, study_of
 
 ROOT = Path(__file__).parents[1]
 RULES = (
-    *("slices", "preprocess", "roi", "attribute", "evaluate_localizer", "evaluate_segmenter"),
-    *("metrics", "skipped", "table2", "table_segmenter", "table3", "table_savings"),
+    *("slices", "preprocess", "roi", "attribute", "maps"),
+    *("evaluate_localizer", "evaluate_segmenter", "metrics", "skipped"),
+    *("table2", "table_segmenter", "table3", "table_savings"),
 )
 TABLES = ("table2", "segmenter", "table3")
 

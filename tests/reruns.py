@@ -58,7 +58,7 @@ def plan(directory, config, targets=(), root=ROOT, executor="dryrun"):
     return (
         Counter(_name(job) for job in jobs if dag.needrun(job)),
         readers,
-        [str(file) for job in jobs for file in job.output],
+        [file for job in jobs for file in job.output],
     )
 
 
@@ -76,6 +76,9 @@ def pretend(directory, config, root=ROOT):
     """Make what a finished study would hold, empty, and mark it as made from ``config``."""
     for name in plan(directory, config, root=root)[2]:
         path = Path(directory, name)
+        if name.is_directory:
+            path.mkdir(parents=True, exist_ok=True)
+            continue
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     plan(directory, config, root=root, executor="touch")

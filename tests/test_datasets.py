@@ -402,7 +402,7 @@ def study(tmp_path_factory):
     (directory / "config.yaml").write_text(yaml.safe_dump(TINY))
     targets = [f"results/tiny-chaos/{name}" for name in ("tables/table3.md", "skipped.tsv")]
     targets += [
-        f"results/tiny-chaos/maps/.written/occlusion_{guidance}_test-0.txt"
+        f"results/tiny-chaos/maps/mr_13_t2/liver_occlusion_{guidance}.nii.gz"
         for guidance in ("full", "roi")
     ]
     snakemake(directory, *targets, "--configfile", str(directory / "config.yaml"))

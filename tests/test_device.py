@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -92,15 +91,6 @@ def test_operations_come_one_after_the_other() -> None:
         env={**os.environ, "PYTHONPATH": scripts},
     )
     assert done.stdout.split() == ["2", "1"]
-
-
-def test_a_seed_fixes_every_generator() -> None:
-    def draw(seed: int) -> list[float]:
-        own = d.seed_everything(seed)
-        rest = [torch.rand(1).item(), float(np.random.rand())]  # noqa: NPY002
-        return [torch.rand(1, generator=own).item(), *rest]
-
-    assert draw(3) == draw(3) != draw(4)
 
 
 def test_a_batch_is_halved_until_it_fits() -> None:

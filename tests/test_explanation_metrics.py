@@ -12,7 +12,6 @@ from xaiclip.metrics.explanation import (
     localization,
     localization_columns,
     rank_correlation,
-    threshold_curve,
     top_fraction,
     top_pixels,
 )
@@ -135,15 +134,6 @@ def test_columns_are_those_of_the_schema() -> None:
     assert columns["localization_dice_pred"] == 1
     assert math.isnan(columns["localization_dice_gt"])
     assert math.isnan(columns["pointing_gt"])
-
-
-def test_threshold_curve_peaks_at_the_target_area() -> None:
-    target = disc()
-    share = target.mean()
-    curve = threshold_curve(target.astype(float), target, [0, share / 2, share, 1])
-    assert curve.argmax() == 2
-    assert curve[2] == 1
-    assert curve[0] == 0
 
 
 def test_rank_correlation() -> None:

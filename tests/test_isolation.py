@@ -172,13 +172,13 @@ class Study:
     def maps(self):
         files = Named(
             slices=self.at("slices/{batch}.npz"),
-            attributions=self.at("attributions/occlusion/roi/{batch}.npz"),
+            attributions=[self.at("attributions/occlusion/roi/{batch}.npz")],
         )
-        output = Named(
-            written=self.at("maps/.written/occlusion_roi_{batch}.txt"),
-            skips=self.at("maps/.written/occlusion_roi_{batch}.json"),
-        )
-        self.script("maps", files, output, {"method": "occlusion", "guidance": "roi"})
+        for case in sorted(CASES, key="bad".__eq__):  # whose log stays
+            output = Named(
+                variants=self.at(f"maps/{case}/variants"), skips=self.at(f"maps/.skips/{case}.json")
+            )
+            self.script("maps", files, output, {"case": case, "organs": ORGANS})
 
     def evaluate_localizer(self):
         files = Named(
@@ -219,7 +219,7 @@ class Study:
                 *(self.at(f"{stage}/{BATCH}.npz") for stage in stages),
                 self.at("metrics/parts/localizer/text_{batch}.npz"),
             ],
-            maps=[self.at("maps/.written/occlusion_roi_{batch}.json")],
+            maps=[self.at(f"maps/.skips/{case}.json") for case in CASES],
             segmenter=self.at("metrics/segmenter.parquet"),
             explanations=self.at("metrics/explanations.parquet"),
         )
@@ -341,7 +341,7 @@ PLANTED = {
     "segment": ("xaiclip.models.segmenters.predict.segment_slice", nth(4)),  # two calls a slice
     "score": ("xaiclip.explain.runner.score_slice", lambda _, __, one, *___: one.case == "bad"),
     "attribute": ("xaiclip.explain.runner.attribute_slice", nth(2)),
-    "maps": ("xaiclip.data.slices.restore_slices", lambda _, __, item: item.case == "bad"),
+    "maps": ("xaiclip.export.nifti._restored", lambda _, __, of: of[min(of)].case == "bad"),
     "evaluate_localizer": ("xaiclip.metrics.localization.localizer_scores", nth(2)),
     "evaluate_segmenter": ("xaiclip.metrics.overlap.surface_distances", nth(5, 6, 7, 8)),
 }

@@ -11,8 +11,8 @@ from PIL import Image
 from xaiclip.data import picture
 from xaiclip.data.geometry import display
 from xaiclip.data.sheet import Case
-from xaiclip.data.slices import restore_slices, take_slices
-from xaiclip.data.volumes import read_volume
+from xaiclip.data.slices import take_slices
+from xaiclip.data.volumes import read_volume, restore
 from xaiclip.errors import CaseError
 from xaiclip.organs import FLARE22, SIX_CLASSES
 
@@ -124,7 +124,7 @@ def test_a_picture_goes_the_whole_way(tmp_path):
     np.testing.assert_array_equal(one.label, label)
     assert not one.geometry.measured
     ramp = np.arange(PIXELS.size, dtype=np.float32).reshape(PIXELS.shape)
-    back = restore_slices({0: ramp}, one)
+    back = restore({0: ramp}, one.geometry)
     np.testing.assert_array_equal(back.get_fdata()[:, :, 0], ramp.T)
     assert back.header.get_xyzt_units()[0] == "unknown"
     assert b"unknown" in bytes(back.header["descrip"])
@@ -177,7 +177,7 @@ def test_one_slice_of_any_plane_stored_in_any_order(tmp_path, plane, single, sig
     case = Case("case", tmp_path / "one.nii.gz", None, "MR", "test")
     (one,) = take_slices(case, SETTINGS).slices
     assert one.spacing == (2.5, 1.5)
-    back = restore_slices({0: shown}, one)
+    back = restore({0: shown}, one.geometry)
     np.testing.assert_array_equal(back.get_fdata(), nifti.get_fdata())
     np.testing.assert_array_equal(back.affine, nifti.affine)
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xaiclip.data.geometry import Geometry
-from xaiclip.data.slices import Slice, restore_slices
+from xaiclip.data.slices import Slice
+from xaiclip.data.volumes import restore
 from xaiclip.explain import lime
 from xaiclip.explain.attribution import to_canonical_image, to_canonical_mask, to_slice_grid
 from xaiclip.explain.engine import score
@@ -249,7 +250,7 @@ def test_a_map_lies_where_the_organ_is(method, settings, mm, shape):
         if one.value != "soft_dice":
             continue
         mask = organs[one.organ]
-        restored = restore_slices({7: to_slice_grid(one.map, image.shape)}, item)
+        restored = restore({7: to_slice_grid(one.map, image.shape)}, item.geometry)
         stored = np.asarray(restored.dataobj)
         assert np.array_equal(np.unique(np.argwhere(np.isfinite(stored))[:, 2]), [7])
         chosen = np.argwhere(stored > np.nanmax(stored) / 2)

@@ -121,7 +121,7 @@ def test_models_and_tags_are_those_that_open_clip_lists():
 
 def test_looking_loads_no_model_library():
     text = (
-        "import sys; from pathlib import Path; from xaiclip import prechecks; "
+        "import sys; from pathlib import Path; from xaiclip.config import prechecks; "
         f"prechecks.check_backbone('ViT-L-14', 'openai', [12], Path({str(COMPACT)!r})); "
         "assert not {'torch', 'open_clip', 'scipy'} & set(sys.modules)"
     )

@@ -81,32 +81,6 @@ def test_a_mask_that_is_reduced_comes_back_to_a_pixel(height, width, data):
     assert np.abs(np.subtract(found, wanted)).max() <= pixel + 1
 
 
-@settings(deadline=None)
-@given(
-    shapes,
-    st.integers(1, 256),
-    hnp.arrays(np.float32, (3, 4), elements=st.floats(0, 300, width=32)),
-)
-def test_boxes_there_and_back(shape, size, boxes):
-    letterbox = Letterbox.fit(shape, size)
-    there = letterbox.box_to_square(boxes)
-    assert there.dtype == np.float32
-    np.testing.assert_allclose(letterbox.box_from_square(there), boxes, atol=0.05, rtol=1e-3)
-    whole = letterbox.box_to_square(np.array([0, 0, shape[1], shape[0]], np.float32))
-    end = [letterbox.left + letterbox.width, letterbox.top + letterbox.height]
-    np.testing.assert_allclose(whole, [letterbox.left, letterbox.top, *end])
-
-
-def test_boxes_and_masks_agree():
-    letterbox = Letterbox.fit((120, 60), 240)
-    mask = np.zeros((120, 60), bool)
-    mask[30:50, 10:25] = True
-    square = letterbox.apply(mask, nearest=True)
-    x0, y0, x1, y1 = letterbox.box_to_square(np.array([10, 30, 25, 50])).astype(int)
-    assert square[y0:y1, x0:x1].all()
-    assert square.sum() == (y1 - y0) * (x1 - x0)
-
-
 def test_interpolation_and_padding():
     image = scan((400, 300))
     box = Letterbox.fit(image.shape, 200)

@@ -15,12 +15,12 @@ from xaiclip.data.sheet import Case
 from xaiclip.data.slices import (
     choose_slices,
     load_slices,
-    restore_slices,
     save_slices,
     take_slices,
     window_ct,
     window_mr,
 )
+from xaiclip.data.volumes import restore
 from xaiclip.errors import CaseError, Caution, Skip
 from xaiclip.files import load_meta
 from xaiclip.organs import FLARE22, SIX_CLASSES
@@ -345,7 +345,7 @@ def test_half_of_a_case_is_none(case, monkeypatch):
 
 def test_maps_go_back_to_the_scan(case):
     slices, _, _ = take(case, policy="all")
-    back = restore_slices({one.index: one.label for one in slices}, slices[0])
+    back = restore({one.index: one.label for one in slices}, slices[0].geometry)
     label = nib.load(case.label)
     np.testing.assert_array_equal(back.affine, label.affine)
     ids = np.asarray(label.dataobj)

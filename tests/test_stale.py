@@ -18,8 +18,9 @@ WANTED = [
     "metrics/parts/explanations/lime_roi_reference_test-0.parquet",
     "metrics/explanations.parquet",
     "maps/test_ct_000/right_kidney_lime_roi.nii.gz",
-    "maps/test_ct_000/right_kidney_lime_roi_slic_soft_dice.nii.gz",
-    "maps/.written/lime_roi_test-0.txt",
+    "maps/test_ct_000/variants/right_kidney_lime_roi_slic_soft_dice.nii.gz",
+    "maps/test_ct_000/variants/.snakemake_timestamp",
+    "maps/.skips/test_ct_000.json",
     "figures/figure02_preprocessing.png",
     "provenance.json",
     "notes of mine.txt",
@@ -38,7 +39,9 @@ STALE = [
     "maps/test_ct_000/right_kidney_lime_roi_body.nii.gz",
     "maps/test_ct_000/gallbladder_lime_roi.nii.gz",
     "maps/test_ct_007/liver_lime_roi.nii.gz",
-    "maps/.written/rise_roi_test-0.txt",
+    "maps/test_ct_000/variants/right_kidney_two_words_roi_slic_soft_dice.nii.gz",
+    "maps/test_ct_007/variants/.snakemake_timestamp",
+    "maps/.skips/test_ct_007.json",
     "figures/figure04_rise.png",
     "scores/lime/roi/.tmp-a1b2c3-test-0.npz",  # what a killed job was writing
 ]
@@ -85,7 +88,7 @@ def test_targets_list_and_remove(run):
 
 CONFIGURED = {
     "case": ["ct_1", "ct.2"],
-    "method": ["lime"],
+    "method": ["lime", "grad_cam"],
     "guidance": ["full", "roi"],
     "batch": ["test-0", "train-a"],
     "variant": ["text"],
@@ -122,6 +125,12 @@ CONFIGURED = {
             "maps/ct_1/left_kidney_lime_roi_slic.nii.gz",
             "maps/ct_1/left_kidney_rise_roi_slic.nii.gz",
             "maps/ct_1/left_kidney_lime_roi_body.nii.gz",  # a guidance, not a rest
+        ),
+        (
+            "maps/{case}/{organ}_{method}_{guidance}.nii.gz",
+            "maps/ct_1/left_kidney_grad_cam_roi.nii.gz",
+            "maps/ct_1/left_kidney_grad_cam2_roi.nii.gz",
+            "maps/ct_1/left_kidney_grad_cam_nowhere.nii.gz",
         ),
         ("figures/{figure}.png", "figures/figure01.png", "figures/figure09.png", "figures/a.svg"),
         ("metrics/all.parquet", "metrics/all.parquet", None, "metrics/allxparquet"),

@@ -1,5 +1,6 @@
 """A finished run against its provenance, and against what comes out again."""
 
+import gzip
 import json
 import os
 
@@ -142,7 +143,10 @@ KINDS = {
     "attributions/*/*/*.npz": "attributions/lime/roi/test-0.npz",
     "metrics/parts/*/*": "metrics/parts/explanations/lime_roi_test-0.parquet",
     "metrics/*.parquet": "metrics/explanations.parquet",
+    "maps/*/*.nii.gz": "maps/a/liver_lime_roi.nii.gz",
+    "maps/*/variants/*.nii.gz": "maps/a/variants/liver_lime_roi_slic_soft_dice.nii.gz",
     "skipped.tsv": "skipped.tsv",
+    "warnings.tsv": "warnings.tsv",
     "tables/*.csv": "tables/table3.csv",
 }
 
@@ -153,6 +157,8 @@ def put(path, value):
         save_arrays(path, {"x": np.array([value, 2.0])}, {"n": 1})
     elif path.suffix == ".parquet":
         pd.DataFrame({"dice": [value]}).to_parquet(path)
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress(str(value).encode()))
     else:
         path.write_text(f"unit,value\n,{value}\n")
 

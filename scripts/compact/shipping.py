@@ -38,7 +38,7 @@ def ship_localizer(weights: Path, history: Path, target: Path) -> None:
 
 def ship_example(image: Path, label: Path, target: Path) -> None:
     """Put the slice of a phantom in which most organs show, and its reference, there as well."""
-    volumes = [nib.load(path) for path in (image, label)]
+    volumes = [nib.Nifti1Image.from_filename(str(path)) for path in (image, label)]
     voxels = np.asarray(volumes[1].dataobj)
     counts = [len(np.unique(voxels[:, :, k])) for k in range(voxels.shape[2])]
     areas = (voxels > 0).sum((0, 1))

@@ -103,7 +103,7 @@ def explain(
         item = load_image(image, slice=slice, modality=modality, classes=classes)
 
         from xaiclip import arguments
-        from xaiclip.explain.runner import Run, Target, attribute_slice, score_slice
+        from xaiclip.explain.runner import Request, Run, attribute_slice, score_slice
         from xaiclip.explanation import Explanation
         from xaiclip.models.segmenters.predict import segment_slice
 
@@ -113,7 +113,7 @@ def explain(
         regions, guidance, source = arguments.regions_of(
             item, list(prompts), rois, guidance, classes
         )
-        target = Target(item.case, item.index, item.image, prompts, regions, guidance)
+        request = Request(item.case, item.index, item.image, prompts, regions, guidance)
         run = Run(
             method,
             plan_settings,
@@ -123,7 +123,7 @@ def explain(
             derived(seed, "explain", method),
         )
         with arguments.Reporting(progress) as report:
-            scores, skips = score_slice(segmenter, target, run, report)
+            scores, skips = score_slice(segmenter, request, run, report)
         left_out = {str(skip.organ): skip.reason for skip in skips}
         for organ, reason in left_out.items():
             _log.warning("%s is left out: %s", organ, reason)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,15 +104,3 @@ def set_threads(number: int) -> None:
     torch.set_num_threads(max(1, number))
     with suppress(RuntimeError):  # it can be said once only, and before any work
         torch.set_num_interop_threads(1)
-
-
-def seed_everything(seed: int) -> torch.Generator:
-    """Seed Python, numpy and torch for libraries that draw from global states.
-
-    Own code draws from the returned generator (CPU) or from one of its own.
-    """
-    os.environ.setdefault("PYTHONHASHSEED", str(seed))
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.manual_seed(seed)
-    return torch.Generator().manual_seed(seed)

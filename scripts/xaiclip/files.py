@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from xaiclip.errors import ConfigError, Skip, StorageError
@@ -156,18 +157,53 @@ def save_arrays(
         np.savez_compressed(stream, allow_pickle=False, **packed)
 
 
+class Arrays(Mapping[str, NDArray[Any]]):
+    """What `save_arrays` wrote: an array is read when it is asked for, and not kept.
+
+    ``meta`` is there at once. Use it inside `open_arrays`, which holds the file.
+    """
+
+    def __init__(self, stored: NpzFile) -> None:
+        self._stored = stored
+        self._names = dict.fromkeys(name for name in stored.files if name != _META)
+        self.meta: Any = (
+            json.loads(stored[_META].tobytes().decode()) if _META in stored.files else None
+        )
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return np.asarray(self._stored[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def below(self, prefix: str) -> dict[str, NDArray[Any]]:
+        """Read the arrays whose names start so; their names come without that start."""
+        return {name.removeprefix(prefix): self[name] for name in self if name.startswith(prefix)}
+
+
+@contextmanager
+def open_arrays(path: str | os.PathLike[str]) -> Iterator[Arrays]:
+    """The file that `save_arrays` wrote, for reading a few arrays of many."""
+    with np.load(path, allow_pickle=False) as stored:
+        yield Arrays(stored)
+
+
 def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], Any]:
     """Read what `save_arrays` wrote: the arrays by name, and ``meta``."""
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files if name != _META}
-        meta = json.loads(stored[_META].tobytes().decode()) if _META in stored.files else None
-    return arrays, meta
+    with open_arrays(path) as stored:
+        return dict(stored), stored.meta
 
 
 def load_meta(path: str | os.PathLike[str]) -> Any:
     """The ``meta`` alone of what `save_arrays` wrote; no array is read."""
-    with np.load(path, allow_pickle=False) as stored:
-        return json.loads(stored[_META].tobytes().decode())
+    with open_arrays(path) as stored:
+        return stored.meta
 
 
 def load_skips(path: str | os.PathLike[str]) -> list[Skip]:
@@ -195,14 +231,6 @@ def digest(path: str | os.PathLike[str], kind: str) -> str:
 def sha256(path: str | os.PathLike[str]) -> str:
     """Hexadecimal SHA-256 of a file's content."""
     return digest(path, "sha256")
-
-
-def tree_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, or of a folder: of the names and contents of all files below it."""
-    path = Path(path)
-    if not path.is_dir():
-        return sha256(path)
-    return files_sha256((file for file in path.rglob("*") if file.is_file()), path)
 
 
 def files_sha256(files: Iterable[str | os.PathLike[str]], folder: str | os.PathLike[str]) -> str:

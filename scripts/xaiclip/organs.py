@@ -11,9 +11,6 @@ BACKGROUND = "background"
 #: The paper's Table II, in its order; class index = position.
 SIX_CLASSES = (BACKGROUND, "liver", "right kidney", "left kidney", "spleen", "pancreas")
 
-#: The five that the paper's text names.
-FIVE_CLASSES = (BACKGROUND, "liver", "right kidney", "left kidney", "spleen")
-
 #: Label ids of the FLARE22 challenge.
 FLARE22: Mapping[int, str] = {
     1: "liver",

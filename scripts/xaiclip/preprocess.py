@@ -95,20 +95,6 @@ class Letterbox:
         whole = [_resize(one, self.shape, method) for one in flat]
         return np.array(whole, dtype=maps.dtype).reshape(*maps.shape[:-2], *self.shape)
 
-    def box_to_square(self, box: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """An XYXY box in pixels of the image, in pixels of the square."""
-        scale, shift = self._scale_shift()
-        return np.asarray(box * scale + shift, dtype=np.float32)
-
-    def box_from_square(self, box: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """The inverse of `box_to_square`."""
-        scale, shift = self._scale_shift()
-        return np.asarray((box - shift) / scale, dtype=np.float32)
-
-    def _scale_shift(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        scale = np.array([self.width / self.shape[1], self.height / self.shape[0]] * 2)
-        return scale, np.array([self.left, self.top] * 2, dtype=np.float64)
-
 
 def _resize(image: NDArray[Any], shape: tuple[int, ...], method: int) -> NDArray[Any]:
     """(H, W) to another (H, W); OpenCV knows no booleans and wants memory in order."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,21 @@ class Header:
     skip: int
     affine: NDArray[np.float64] | None
     spacing: tuple[float, ...] | None
+
+
+@contextmanager
+def understood(path: Path, words: str) -> Iterator[None]:
+    """A header that says what cannot be costs its case.
+
+    Raises:
+        CaseError: "its header is …", with ``words``.
+    """
+    try:
+        yield
+    except CaseError:
+        raise
+    except (ValueError, KeyError, IndexError, OverflowError) as error:
+        raise CaseError(f"its header is {words}", path) from error
 
 
 def read_described(header: Header) -> Stored:

@@ -16,6 +16,7 @@ from xaiclip.data.headers import (
     named_file,
     numbered_files,
     read_described,
+    understood,
 )
 from xaiclip.data.voxels import open_regular
 from xaiclip.errors import CaseError
@@ -56,14 +57,8 @@ def read_header(path: Path) -> Header:
     """
     with open_regular(path) as stream:
         fields, after = _fields(stream, path)
-        try:
+        with understood(path, "damaged or not a MetaImage's; write the file again."):
             return _parse(fields, after, stream, path)
-        except (ValueError, KeyError, IndexError, OverflowError) as error:
-            if isinstance(error, CaseError):
-                raise
-            raise CaseError(
-                "its header is damaged or not a MetaImage's; write the file again.", path
-            ) from error
 
 
 def _fields(stream: IO[bytes], path: Path) -> tuple[dict[str, str], int]:

@@ -16,6 +16,7 @@ from xaiclip.data.headers import (
     named_file,
     numbered_files,
     read_described,
+    understood,
 )
 from xaiclip.data.voxels import open_regular
 from xaiclip.errors import CaseError
@@ -73,14 +74,8 @@ def read_header(path: Path) -> Header:
         if re.fullmatch(rb"NRRD\d{4}\s*", stream.readline(64)) is None:
             raise CaseError("damaged, or not a NRRD file; write it again.", path)
         fields, listed = _fields(stream, path)
-        try:
+        with understood(path, "damaged or says what is not understood; write the file again."):
             return _parse(fields, listed, stream.tell(), path)
-        except (ValueError, KeyError, IndexError, OverflowError) as error:
-            if isinstance(error, CaseError):
-                raise
-            raise CaseError(
-                "its header is damaged or says what is not understood; write the file again.", path
-            ) from error
 
 
 def _fields(stream: IO[bytes], path: Path) -> tuple[dict[str, str], list[str]]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,9 +16,9 @@ from xaiclip.data.grey_values import implausible
 from xaiclip.data.labels import read_classes
 from xaiclip.data.picture import PICTURES
 from xaiclip.data.sheet import Case
-from xaiclip.data.volumes import read_volume, restore
+from xaiclip.data.volumes import read_volume
 from xaiclip.errors import CaseError, Caution, Skip, left_out
-from xaiclip.files import load_arrays, save_arrays
+from xaiclip.files import Arrays, open_arrays, save_arrays
 from xaiclip.organs import organs_of
 
 STAGE = "slices"
@@ -254,11 +253,6 @@ def _windowed(
     return window_mr(image.array, percentiles["low"], percentiles["high"], chosen)
 
 
-def restore_slices(stack: Mapping[int, NDArray[Any]], source: Slice) -> nib.Nifti1Image:
-    """Maps (H, W) by axial index, in the geometry of the slice's volume; NaN elsewhere."""
-    return restore(stack, source.geometry)
-
-
 def save_slices(
     path: str | os.PathLike[str],
     slices: Sequence[Slice],
@@ -290,14 +284,27 @@ def save_slices(
     save_arrays(path, arrays, meta)
 
 
-def load_slices(path: str | os.PathLike[str]) -> tuple[list[Slice], list[Skip]]:
-    """Read what `save_slices` wrote."""
-    arrays, meta = load_arrays(path)
-    slices = []
-    for row in meta["slices"]:
-        key = f"{row['case']}/{row['index']}"
-        x, y, z = row.pop("shape")
-        geometry = Geometry(np.array(row.pop("affine")), (x, y, z), row.pop("measured"))
-        image, label = arrays[f"{key}/image"], arrays.get(f"{key}/label")
-        slices.append(Slice(**row, image=image, label=label, geometry=geometry))
-    return slices, [Skip(**skip) for skip in meta["skips"]]
+def load_slices(
+    path: str | os.PathLike[str], cases: Container[str] | None = None
+) -> tuple[list[Slice], list[Skip]]:
+    """Read what `save_slices` wrote: the slices of these cases, or all, and what was left out."""
+    with open_arrays(path) as stored:
+        slices = [
+            _slice(stored, row)
+            for row in stored.meta["slices"]
+            if cases is None or row["case"] in cases
+        ]
+        return slices, [Skip(**skip) for skip in stored.meta["skips"]]
+
+
+def _slice(stored: Arrays, row: Mapping[str, Any]) -> Slice:
+    key = f"{row['case']}/{row['index']}"
+    x, y, z = row["shape"]
+    return Slice(
+        case=row["case"],
+        index=row["index"],
+        modality=row["modality"],
+        image=stored[f"{key}/image"],
+        label=stored.get(f"{key}/label"),
+        geometry=Geometry(np.array(row["affine"]), (x, y, z), row["measured"]),
+    )

@@ -225,10 +225,14 @@ def write_volume(
         stored: (X, Y, Z), of a type that NIfTI knows.
         affine: (4, 4) from stored voxel indices to RAS, mm.
     """
-    image = _image(stored, affine)
+    write_image(path, _image(stored, affine), level=6)
+
+
+def write_image(path: str | os.PathLike[str], image: nib.Nifti1Image, level: int = 1) -> None:
+    """Write an image as ``.nii.gz``, atomically and byte for byte reproducible."""
     with atomic(path) as temporary:
         # a fixed time stamp keeps equal volumes equal on disk
-        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
+        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=level, mtime=0))
 
 
 def _image(

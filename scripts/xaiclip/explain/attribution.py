@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from xaiclip.files import load_arrays, save_arrays
+from xaiclip.files import Arrays, open_arrays, save_arrays
 
 #: Side of the canonical grid: a slice stretched to a square, without padding.
 GRID = 512
@@ -83,16 +84,42 @@ def save_attributions(
     save_arrays(path, arrays, meta)
 
 
+class StoredAttributions:
+    """What `save_attributions` wrote: a map is read when it is asked for."""
+
+    def __init__(self, stored: Arrays) -> None:
+        self._stored = stored
+
+    def find(self, **wanted: Any) -> list[tuple[int, Mapping[str, Any]]]:
+        """Number and facts of the maps of, say, ``case="a", slice=3, organ="liver"``.
+
+        The facts are all but the arrays: ``case``, ``slice``, and the fields of `Attribution`.
+        """
+        return [
+            (i, row)
+            for i, row in enumerate(self._stored.meta)
+            if all(row[key] == value for key, value in wanted.items())
+        ]
+
+    def read(self, number: int) -> Attribution:
+        """The map of that number."""
+        facts = {k: v for k, v in self._stored.meta[number].items() if k not in ("case", "slice")}
+        facts["plans"] = tuple(facts["plans"])
+        error = self._stored.get(f"{number}/error")
+        return Attribution(map=self._stored[f"{number}"], error=error, **facts)
+
+
+@contextmanager
+def open_attributions(path: str | os.PathLike[str]) -> Iterator[StoredAttributions]:
+    """The maps of a batch, for reading a few of many."""
+    with open_arrays(path) as stored:
+        yield StoredAttributions(stored)
+
+
 def load_attributions(path: str | os.PathLike[str]) -> list[tuple[str, int, Attribution]]:
     """Read what `save_attributions` wrote."""
-    arrays, meta = load_arrays(path)
-    loaded = []
-    for i, row in enumerate(meta):
-        case, index, plans = row.pop("case"), row.pop("slice"), tuple(row.pop("plans"))
-        error = arrays.get(f"{i}/error")
-        one = Attribution(map=arrays[f"{i}"], error=error, plans=plans, **row)
-        loaded.append((case, index, one))
-    return loaded
+    with open_attributions(path) as stored:
+        return [(row["case"], row["slice"], stored.read(i)) for i, row in stored.find()]
 
 
 def _nearest(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

@@ -90,11 +90,6 @@ def localization_columns(heat: Map, prediction: Mask, reference: Mask | None) ->
     return columns
 
 
-def threshold_curve(heat: Map, target: Mask, fractions: Sequence[float]) -> NDArray[np.float64]:
-    """Dice of the map's highest fraction of pixels against the target, (K,), one per fraction."""
-    return np.array([dice(top_fraction(heat, fraction), target) for fraction in fractions])
-
-
 def rank_correlation(a: Map, b: Map) -> float:
     """Spearman's ρ of two maps over the pixels where both are defined; NaN if either is flat."""
     both = np.isfinite(a) & np.isfinite(b)

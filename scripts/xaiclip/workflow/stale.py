@@ -11,12 +11,13 @@ from xaiclip.files import TEMPORARY
 
 #: What a wildcard may stand for, where not any part of a path.
 _FORMS = {
-    "method": "[a-z]+",
+    "method": "[a-z][a-z0-9_]*",
     "guidance": "full|roi_reference|roi_body|roi",
     "variant": "text|no_text",
     "rest": r"(?!(?:body|reference)[._]).+",  # of a guidance, not what follows it
     "batch": r"(?:train|test)-[^/]+",
 }
+_MANY = frozenset({"case", "batch"})
 
 
 def stale_files(
@@ -35,7 +36,7 @@ def stale_files(
         Their paths, sorted, and what killed jobs were writing. A file that is like no pattern is
         somebody else's and is not listed.
     """
-    patterns = [_pattern(text) for text in written]
+    patterns = [(_pattern(text), _pattern(text, configured)) for text in written]
     found = []
     for path in sorted(Path(folder).rglob("*")):
         if not path.is_file():
@@ -44,8 +45,8 @@ def stale_files(
             found.append(str(path))
             continue
         name = path.relative_to(folder).as_posix()
-        matches = [match for pattern in patterns if (match := pattern.fullmatch(name))]
-        if matches and not any(_wanted(match, configured) for match in matches):
+        wanted = [now for once, now in patterns if once.fullmatch(name)]
+        if wanted and not any(_wanted(now.fullmatch(name), configured) for now in wanted):
             found.append(str(path))
     return found
 
@@ -61,16 +62,25 @@ def remove_files(files: Iterable[str | os.PathLike[str]]) -> None:
             folder.rmdir()
 
 
-def _pattern(text: str) -> re.Pattern[str]:
+def _pattern(text: str, configured: Mapping[str, Sequence[str]] = {}) -> re.Pattern[str]:
+    """Names like ``text``; of wildcards with ``configured`` values, only names with one of those.
+
+    A name alone does not tell where an organ ends and a method begins: ``liver_two_words_roi``.
+    Cases and batches, of which there may be thousands, are left to `_wanted`.
+    """
     parts = re.split(r"\{(\w+)\}", text)
     pieces = [re.escape(part) for part in parts]
     for position in range(1, len(parts), 2):
-        form = _FORMS.get(parts[position], r"[^/]+")
-        pieces[position] = f"(?P<{parts[position]}>{form})"
+        name = parts[position]
+        form = _FORMS.get(name, r"[^/]+")
+        if name in configured and name not in _MANY:
+            form = "|".join(map(re.escape, configured[name])) or "(?!)"
+        pieces[position] = f"(?P<{name}>{form})"
     return re.compile("".join(pieces))
 
 
-def _wanted(match: re.Match[str], configured: Mapping[str, Sequence[str]]) -> bool:
-    return all(
-        value in configured[name] for name, value in match.groupdict().items() if name in configured
+def _wanted(match: re.Match[str] | None, configured: Mapping[str, Sequence[str]]) -> bool:
+    return match is not None and all(
+        match[name] in configured[name]
+        for name in _MANY & match.groupdict().keys() & configured.keys()
     )

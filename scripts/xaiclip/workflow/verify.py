@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -21,14 +23,13 @@ ROOT = Path(__file__).parents[3]
 AGAIN = (
     *("slices/*.npz", "slices/*.json", "preprocessed/test-*.npz", "roi/*.npz"),
     *("attributions/*/*/*.npz", "metrics/parts/*/*", "metrics/*.parquet"),
-    *("skipped.tsv", "tables/*.csv"),
+    *("maps/*/*.nii.gz", "maps/*/variants/*.nii.gz"),
+    *("skipped.tsv", "warnings.tsv", "tables/*.csv"),
 )
 _MISSING = "is missing"
 _UNKNOWN = f"cannot be found: the run's folder '{PRIVATE}', which tells where it is, is not here"
 #: What takes a model, or is somebody's: taken as it is.
-GIVEN = (
-    *("raw", "localizer", "localization", "segmentation", "scores", "maps/.written", "cost.json"),
-)
+GIVEN = (*("raw", "localizer", "localization", "segmentation", "scores", "cost.json"),)
 
 
 def study_of(folder: Path) -> dict[str, Any]:
@@ -145,6 +146,8 @@ def _content(path: Path, folder: Path) -> Any:
         if "unit" in table:
             table = table[table["unit"] != "s"]
         return table.to_csv(index=False).replace(own, "")
+    if path.suffix == ".gz":
+        return hashlib.sha256(gzip.decompress(path.read_bytes())).digest()
     return path.read_text(encoding="utf-8").replace(own, "")
 
 
