@@ -133,6 +133,7 @@ class Reach:
         self.roots = {path.stem: root for path in root.iterdir()} | dict(brought or {})
         self.modules: dict[str, Module] = {}
         self.reached: set[tuple[str, int]] = set()
+        self.touched: set[tuple[str, int]] = set()  # counts, and leads nowhere
         self.foreign: set[tuple[str, str, str]] = set()
         self._imported: set[str] = set()
         self._asked: set[str] = set()
@@ -178,7 +179,7 @@ class Reach:
             self.modules[name].units[number].marks & {"__doc__", "getdoc"}
             for name, number in self.reached
         )
-        for name, number in sorted(self.reached):
+        for name, number in sorted(self.reached | self.touched):
             unit = self.modules[name].units[number]
             if unit.text:
                 digest.update(f"\n{name}\n{unit.text}".encode())
@@ -228,6 +229,8 @@ class Reach:
                     self._reach(one, number)
                 for chain in unit.first:
                     self._resolve(one, chain, unit)
+            # any import from a package asks this first, to no avail
+            self.touched |= {(one, number) for number in module.defined.get("__getattr__", ())}
 
     def _is_kept(self, name: str, unit: Unit) -> bool:
         """Whether a decorator may keep it, so that it runs without being named."""

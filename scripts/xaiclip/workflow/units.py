@@ -101,7 +101,9 @@ def units_of(path: Path, package: Chain) -> list[Unit]:
 
 
 def _unit(node: ast.stmt, package: Chain, lazy: bool) -> Unit:
-    unit = Unit(lines=(node.lineno, node.end_lineno or node.lineno))
+    decorators = getattr(node, "decorator_list", [])
+    start = min(one.lineno for one in (node, *decorators))
+    unit = Unit(lines=(start, node.end_lineno or start))
     reader = _Reader(unit, package, lazy)
     reader.read(node)
     unit.text = "".join(reader.text)
