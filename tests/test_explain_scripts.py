@@ -35,7 +35,8 @@ ran = {}
 def note(frame, event, _):
     code = frame.f_code
     # what runs at import has no local variables, but for comprehensions
-    if event == "call" and code.co_filename.startswith(scripts) and code.co_flags & 1 and "comp>" not in code.co_name:
+    inside = code.co_flags & 1 and "comp>" not in code.co_name
+    if event == "call" and inside and code.co_filename.startswith(scripts):
         ran[name].add((code.co_filename, code.co_firstlineno))
 for name, job in jobs:
     ran.setdefault(name, set())
