@@ -1,4 +1,5 @@
 # make demo: environment, then the whole study on the embedded phantom.
+# make quick: what to run before each commit: lint, types, the workflow's plan, the fast tests (two minutes on two cores).
 # make test: environment with the checkers, then every check that CI runs.
 #   SLURM=1 adds the study through a real SLURM, SLURM=install also installs Debian's packages for it (as root).
 SHELL := /bin/bash
@@ -9,12 +10,16 @@ VENV ?= .venv
 SLURM ?= 0
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types workflow-lint unit report savings sampling verify soak scale compact compact-extras \
+.PHONY: demo quick test check lint types workflow-lint unit report savings sampling verify soak scale compact compact-extras \
   benchmark docs lock clean
 
 demo: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES)
 	@echo "Tables: results/demo/tables, figures: results/demo/figures, maps: results/demo/maps"
+
+quick: $(VENV)/.dev
+	$(MAKE) --no-print-directory --jobs 2 --output-sync lint types workflow-lint
+	$(PYTEST) -m "not slow"
 
 test: $(VENV)/.dev
 	$(MAKE) --no-print-directory check
@@ -33,9 +38,12 @@ workflow-lint:
 	$(BIN)/snakemake --lint
 	$(BIN)/snakemake --cores 1 --dry-run --quiet all
 
+# A file's tests share what they made, so a file stays on one worker; the collection has the dearest files first.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile \
+  --no-loadscope-reorder --ignore tests/test_slurm.py
+
 unit:
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile \
-	  --ignore tests/test_slurm.py --cov --cov-report=term --cov-fail-under=85
+	$(PYTEST) --cov --cov-report=term --cov-fail-under=85
 	@if [ "$(SLURM)" = 0 ]; then echo "The test on a real SLURM is left out: make test SLURM=install runs it."; \
 	else TEST_SLURM=$(SLURM) $(BIN)/pytest tests/test_slurm.py; fi
 

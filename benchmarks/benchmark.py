@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -233,7 +234,8 @@ def precision_rows(
     benches: Mapping[str, peers.Bench], method: str, system: peers.System, repeats: int
 ) -> dict[str, Rows]:
     """Ours in bf16 against ours in fp32: what it gains, and what its rounding does to the maps."""
-    task, maps = f"precision: {method}", {}
+    task = f"precision: {method}"
+    maps: dict[str, Any] = {}
 
     def at(name: str) -> Callable[[], object]:
         def run() -> None:
@@ -335,7 +337,7 @@ def tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Task]]:
     yield "encoder: SAM ViT-B", lambda: vit_b(quick, min(repeats, 2))
 
 
-def markdown(frame: pd.DataFrame, digits: Mapping[str, int]) -> str:
+def markdown(frame: pd.DataFrame, digits: Mapping[Any, int]) -> str:
     """A table for docs/benchmarks.md."""
     lines = ["| " + " | ".join(frame.columns) + " |", "|" + " --- |" * len(frame.columns)]
     for row in frame.to_dict("records"):

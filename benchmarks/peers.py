@@ -9,10 +9,10 @@ called, as its interface explains one number.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import distribution
-from types import SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ class Bench:
         probability = self.decode(self.encode(images), prompts).sigmoid()
         return soft_dice(probability, mask)
 
-    def context(self, settings: dict[str, object]) -> Context:
+    def context(self, settings: Mapping[str, object]) -> Context:
         return Context(
             image=to_canonical_image(self.image),
             organs=self.prompts.organs,
@@ -105,7 +105,7 @@ def floor(count: int) -> System:
     return run
 
 
-def ours(method: str, settings: dict[str, object]) -> System:
+def ours(method: str, settings: Mapping[str, object]) -> System:
     """Plan, score and aggregate; the phases' seconds are kept in ``bench.seconds``."""
     module = {"occlusion": occlusion, "lime": lime, "rise": rise}[method]
 
@@ -159,7 +159,7 @@ def captum(together: bool) -> System:
 
 def monai(bench: Bench) -> object:
     """MONAI's OcclusionSensitivity, the organs being its classes."""
-    from monai.visualize import OcclusionSensitivity
+    from monai.visualize.occlusion_sensitivity import OcclusionSensitivity
 
     class Classes(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -180,8 +180,10 @@ def xaitk(bench: Bench) -> object:
     """xaitk-saliency's sliding windows, the organs being its labels; its grid has 256 windows."""
     # 0.7, the last release that takes NumPy 2, asks pkg_resources, which setuptools 82 dropped,
     # for its own version
-    sys.modules.setdefault("pkg_resources", SimpleNamespace(get_distribution=distribution))
-    from smqtk_classifier import ClassifyImage
+    vars(sys.modules.setdefault("pkg_resources", ModuleType("pkg_resources"))).setdefault(
+        "get_distribution", distribution
+    )
+    from smqtk_classifier.interfaces.classify_image import ClassifyImage
     from xaitk_saliency.impls.gen_image_classifier_blackbox_sal.slidingwindow import (
         SlidingWindowStack,
     )

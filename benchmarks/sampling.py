@@ -61,7 +61,7 @@ def model_score(path: Path, number: int) -> Score:
     """The compact model's soft Dice on a slice of a run, boxes drawn round the stored masks."""
     context = load_scores(path)[0][number].context
     segmenter = load_segmenter({"model": "compact"}, "cpu", "fp32")
-    boxes = np.stack([box_of(mask, 5) for mask in context.masks])
+    boxes = np.stack([box for mask in context.masks if (box := box_of(mask, 5)) is not None])
     prompts = Prompts.from_pixels(list(context.organs), boxes, (GRID, GRID))
     inputs = segmenter.prepare(context.image)
     scorer = SegmenterScorer(segmenter, prompts, inputs, [VALUE])
@@ -81,7 +81,7 @@ def model_score(path: Path, number: int) -> Score:
 
 def drawn(sampling: str, masks: int, seed: int) -> tuple[CellPlan, rise.PlanSettings]:
     """The masks of one run over the whole image."""
-    settings = {"masks": masks, "sampling": sampling}
+    settings: dict[str, Any] = {"masks": masks, "sampling": sampling}
     everywhere = np.ones((1, GRID, GRID), bool)
     image = np.zeros((GRID, GRID), np.uint8)
     context = Context(image, ("organ",), everywhere, None, seed, settings, (VALUE,))

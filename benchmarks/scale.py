@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,9 @@ def _part(
         for value in sorted(VALUES)
     ]
     n = len(keys)
-    text = dict(zip(("case", "organ", "variant", "value"), zip(*keys, strict=True), strict=True))
+    text: dict[str, Sequence[str | None]] = dict(
+        zip(("case", "organ", "variant", "value"), zip(*keys, strict=True), strict=True)
+    )
     text |= {"method": [method] * n, "guidance": [guidance] * n, "modality": ["CT"] * n}
     text |= {"roi_source": [None if guidance == "full" else "localizer"] * n}
     text |= {"device": ["cpu"] * n, "precision": ["fp32"] * n}
@@ -221,12 +223,13 @@ def folder(run: Path) -> Iterator[Measure]:
 
 def overhead(frame: pd.DataFrame) -> Iterator[Measure]:
     """What the workflow adds to the explanations of 1,000 cases, for each size of a batch."""
-    of = frame.set_index("part")
+    of: Any = frame.set_index("part")  # pandas' cells have no types
     needed = {"explanations", "cheap jobs", "dry run", *(f"start: {kind}" for kind in STARTS)}
     if not needed <= set(of.index):
         return
     compute = of.loc["explanations", "seconds"] / of.loc["explanations", "cases"]
     cheap = of.loc["cheap jobs", "cpu_seconds"] - of.loc["cheap jobs, dry run", "cpu_seconds"]
+    row: Any
     for _, row in frame[(frame["part"] == "dry run") & (frame["cases"] == 1000)].iterrows():
         scheduling = row["cpu_seconds"] + row["n"] * cheap / JOBS
         starts = sum(
@@ -248,7 +251,8 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=ROOT / "results" / "demo")
     asked = parser.parse_args()
     kept = pd.read_csv(OUT) if OUT.exists() else pd.DataFrame({"of": []})
-    rows = kept[~kept["of"].isin([*asked.only, "overhead"])].to_dict("records")
+    others = kept[~kept["of"].isin([*asked.only, "overhead"])]
+    rows: list[dict[Any, Any]] = others.to_dict("records")
     with tempfile.TemporaryDirectory(prefix="scale-") as name:
         for part in asked.only:
             measure = {"dag": dag, "jobs": jobs, "tables": tables, "folder": folder}[part]

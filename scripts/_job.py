@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import xaiclip
 from xaiclip.errors import CaseError, ConfigError, StorageError
@@ -25,8 +25,26 @@ THREADS = (
 )
 
 
+class Job(Protocol):
+    """What Snakemake puts into a script as ``snakemake``."""
+
+    input: Any
+    output: Any
+    params: Any
+    wildcards: Any
+    resources: Any
+    log: Sequence[str]
+    threads: int
+    rule: str
+    scriptdir: str
+
+
+if TYPE_CHECKING:
+    snakemake: Job  # a script imports it for the checkers alone: it runs where Snakemake is not
+
+
 @contextmanager
-def job(snakemake: Any) -> Iterator[logging.Logger]:
+def job(snakemake: Job) -> Iterator[logging.Logger]:
     """Log to the rule's log file and to stderr; end with one sentence where the input is wrong.
 
     Logs lie among the results: they name a case's files by case and role, not by their paths.
@@ -49,7 +67,7 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
     logging.captureWarnings(True)
     log = logging.getLogger("xaiclip")
     try:
-        _check_library(getattr(snakemake, "scriptdir", Path(__file__).parent))
+        _check_library(getattr(snakemake, "scriptdir", str(Path(__file__).parent)))
         with leased_gpu() if _wants_gpu(snakemake) else nullcontext() as gpu:
             if gpu:
                 log.info("GPU %s", gpu)
@@ -62,7 +80,7 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
         sys.exit(1)
 
 
-def redactor(snakemake: Any, below: bool = True) -> Redactor:
+def redactor(snakemake: Job, below: bool = True) -> Redactor:
     """What takes the paths of the job's cases out of words; of all cases, if it has no batch."""
     cfg = getattr(snakemake.params, "cfg", None)
     rows = cfg.get("cases") if isinstance(cfg, dict) else None
@@ -89,7 +107,7 @@ def _check_library(folder: str) -> None:
         )
 
 
-def _wants_gpu(snakemake: Any) -> bool:
+def _wants_gpu(snakemake: Job) -> bool:
     """Whether the rule asks for a GPU and the study lets it have one."""
     cfg = getattr(snakemake.params, "cfg", None)
     device = cfg.get("device") if isinstance(cfg, dict) else None

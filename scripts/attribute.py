@@ -1,6 +1,11 @@
 """From a batch's score tables to maps and their metrics; no model is needed."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     import json
@@ -8,8 +13,8 @@ with job(snakemake) as log:
 
     from xaiclip.data.slices import load_slices
     from xaiclip.device import set_threads
-    from xaiclip.errors import left_out
-    from xaiclip.explain.attribution import save_attributions, to_canonical_mask
+    from xaiclip.errors import Skip, left_out
+    from xaiclip.explain.attribution import Attribution, save_attributions, to_canonical_mask
     from xaiclip.explain.runner import attribute_slice
     from xaiclip.explain.store import load_scores
     from xaiclip.explain.values import explained
@@ -58,7 +63,8 @@ with job(snakemake) as log:
     for item in slices:
         one = done.get((item.case, item.index))
         earlier = [s for s in skips if (s.case, s.slice) == (item.case, item.index)]
-        failed, attributions = [], []
+        failed: list[Skip] = []
+        attributions: list[Attribution] = []
         with left_out(failed, item.case, "attribute", item.index):
             if one:
                 attributions, seconds = attribute_slice(one, cfg["settings"], values)

@@ -1,6 +1,11 @@
 """Put the trained compact models into resources/compact."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     import shutil

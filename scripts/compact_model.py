@@ -1,6 +1,11 @@
 """Train one of the compact models on the pool."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     from pathlib import Path

@@ -1,6 +1,11 @@
 """Operations of one forward: encoder, decoder for all organs, localizer."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     from dataclasses import asdict

@@ -1,6 +1,11 @@
 """Dice and AUC-ROC of the localizer on each slice of a batch."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     import numpy as np

@@ -1,10 +1,15 @@
 """Dice, IoU and surface distances of the segmentations of a batch."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     from xaiclip.data.slices import load_slices
-    from xaiclip.errors import left_out, whole
+    from xaiclip.errors import Skip, left_out, whole
     from xaiclip.files import load_arrays, load_skips
     from xaiclip.metrics.overlap import dice, iou, surface_distances
     from xaiclip.metrics.rows import unreached
@@ -58,7 +63,7 @@ with job(snakemake) as log:
                     "roi_source": "localizer" if prompt == "roi" else "reference",
                     "modality": item.modality,
                 }
-                skips = []
+                skips: list[Skip] = []
                 with left_out(skips, item.case, "evaluate_segmenter", item.index, organ):
                     row |= measured(item, organ, masks.get(f"{item.key}/{organ}/{prompt}"))
                 for skip in skips:

@@ -1,6 +1,11 @@
 """Draw one figure."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     from pathlib import Path

@@ -1,6 +1,11 @@
 """Probability maps of a batch's slices, and the seconds that each took."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     import time

@@ -1,6 +1,11 @@
 """Put a case's maps back into the geometry of its scan, as NIfTI."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     from contextlib import ExitStack

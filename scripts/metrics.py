@@ -1,6 +1,11 @@
 """Gather the metrics of all batches into one table."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake):
     from xaiclip.metrics import schema

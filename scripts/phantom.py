@@ -1,6 +1,11 @@
 """Write one phantom volume and its label map."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake):
     from compact import phantom

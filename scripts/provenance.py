@@ -1,6 +1,11 @@
 """What made the tables: versions, device, weights, seeds, commit, data."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake):
     import json
@@ -47,7 +52,7 @@ with job(snakemake):
         for model, checksum in snakemake.params.shipped.items()
         if checksum
     }
-    data = {}
+    data: dict[str, object] = {}
     for path in snakemake.input.data:
         data |= json.loads(Path(path).read_text(encoding="utf-8"))
     packages = [

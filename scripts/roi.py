@@ -1,6 +1,11 @@
 """From probability maps to ROI masks and boxes, from each of the three sources."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     from xaiclip.data.slices import load_slices

@@ -1,6 +1,11 @@
 """Write the sample sheet of a prepared data set, without the cases that could not be made."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     from pathlib import Path

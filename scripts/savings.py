@@ -1,6 +1,11 @@
 """What shorter plans would have saved and lost, from a study's stored score tables."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     from xaiclip.explain.store import load_scores

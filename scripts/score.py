@@ -1,6 +1,11 @@
 """Run one explanation method's perturbations on a batch of slices and keep the score tables."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     from xaiclip.data.slices import load_slices

@@ -1,8 +1,15 @@
 """Segment the organs of a batch's slices, with the ROI's boxes and with the reference's."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
 
+if TYPE_CHECKING:
+    from _job import snakemake
+
 with job(snakemake) as log:
+    from typing import Any
+
     from xaiclip.data.slices import load_slices
     from xaiclip.device import set_threads
     from xaiclip.errors import Skip, left_out, refuse_broken, whole
@@ -15,17 +22,19 @@ with job(snakemake) as log:
     cfg = snakemake.params.cfg
     set_threads(snakemake.threads)
     segmenter = load_segmenter(cfg["segmenter"], cfg["device"], cfg["precision"])
-    slices, _ = load_slices(snakemake.input.slices)
-    rois, skips = load_rois(snakemake.input.roi)
+    slices = load_slices(snakemake.input.slices)[0]
+    rois, earlier = load_rois(snakemake.input.roi)
     enhanced = {piece.key: piece for piece in load_preprocessed(snakemake.input.preprocessed)}
-    masks, done, skips = {}, 0, whole(skips)
+    masks: dict[str, Any] = {}
+    done, skips = 0, whole(earlier)
 
     def segmented(item):
         """The masks of a slice by organ and prompt, and the organs that have none."""
         image = item.image
         if cfg["segmenter"]["input"] == "preprocessed":
             image = enhanced[item.key].on_slice_grid()
-        found, without = {}, []
+        found: dict[str, Any] = {}
+        without: list[Skip] = []
         for prompt, source in SOURCES_OF_PROMPT.items():
             boxes = {
                 organ: rois[item.key][organ][source].box
@@ -50,8 +59,8 @@ with job(snakemake) as log:
         if item.key not in rois:
             continue
         with left_out(skips, item.case, "segment", item.index):
-            found, without = segmented(item)
-            masks |= found
+            of_slice, without = segmented(item)
+            masks |= of_slice
             skips += without
             done += 1
     image, _, box = plain_slice()

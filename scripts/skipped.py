@@ -1,10 +1,16 @@
 """List what was left out of the study, and why; and what was used though it looks wrong."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     import json
     from pathlib import Path
+    from typing import Any
 
     import pandas as pd
     import pyarrow.compute as pc
@@ -18,7 +24,7 @@ with job(snakemake) as log:
     for path in inputs.maps:
         skips += [Skip(**skip) for skip in json.loads(Path(path).read_text(encoding="utf-8"))]
     # a row without a slice stands for a case that the slices' own skips tell of
-    rows = pd.read_parquet(
+    rows: Any = pd.read_parquet(  # the cells of a frame have no types
         inputs.explanations,
         columns=["case", "slice", "organ", "method", "guidance", "skipped"],
         filters=pc.field("skipped").is_valid() & pc.field("slice").is_valid(),
@@ -54,5 +60,5 @@ with job(snakemake) as log:
     warnings = [row for path in inputs.slices for row in load_meta(path)["warnings"]]
     doubts = pd.DataFrame(warnings, columns=["case", "stage", "reason"]).drop_duplicates()
     with atomic(snakemake.output.warnings) as temporary:
-        doubts.sort_values(list(doubts)).to_csv(temporary, sep="\t", index=False)
+        doubts.sort_values(list(doubts.columns)).to_csv(temporary, sep="\t", index=False)
     log.info("%d warnings", len(doubts))

@@ -1,8 +1,12 @@
 """Take the wanted axial slices of a batch's volumes."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from _job import job, redactor
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     from dataclasses import replace

@@ -1,6 +1,11 @@
 """List or remove results that the configuration no longer asks for."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     from xaiclip.workflow.stale import remove_files

@@ -1,6 +1,11 @@
 """Table II: how well the localizer finds each class, with and without the text."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake):
     from xaiclip.files import load_arrays
@@ -10,7 +15,7 @@ with job(snakemake):
     from xaiclip.report.tables.localizer import COLUMNS, table2
 
     cfg = snakemake.params.cfg
-    pooled = {}
+    pooled: dict[str, PooledAuc] = {}
     for path in snakemake.input.pooled:
         variant = "no_text" if "/no_text_" in path else "text"
         one = PooledAuc(cfg["classes"], load_arrays(path)[0]["counts"])

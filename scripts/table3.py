@@ -1,6 +1,11 @@
 """Table III: explanations without and with guidance; and the same for every variant."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake):
     from xaiclip.report.tables.data import read_rows, write

@@ -1,6 +1,11 @@
 """How well the segmenter does, with the reference's boxes and with the ROI's."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake):
     from xaiclip.report.tables.data import read_rows, write

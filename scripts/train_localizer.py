@@ -1,6 +1,11 @@
 """Train the localizer's prompts, adapter and map maker on the training slices."""
 
+from typing import TYPE_CHECKING
+
 from _job import job
+
+if TYPE_CHECKING:
+    from _job import snakemake
 
 with job(snakemake) as log:
     from pathlib import Path
@@ -19,6 +24,7 @@ with job(snakemake) as log:
     cfg = snakemake.params.cfg
     set_threads(snakemake.threads)
     pieces = [piece for path in snakemake.input.slices for piece in load_preprocessed(path)]
+    labels = [piece.label for piece in pieces if piece.label is not None]
     pieces = [piece for piece in pieces if piece.label is not None]
     if not pieces:
         raise ConfigError("no training slice has labels: see skipped.tsv, or add labelled cases.")
@@ -29,7 +35,7 @@ with job(snakemake) as log:
     localizer, history = train(
         backbone.to(choose_device(cfg["device"])),
         np.stack([piece.image for piece in pieces]),
-        np.stack([piece.label for piece in pieces]),
+        np.stack(labels),
         [piece.case for piece in pieces],
         cfg["classes"],
         LocalizerSettings(

@@ -50,8 +50,8 @@ def remade(folder, again, config):
     write_json(overlay, {**config, "run": again.name}, private=True)
     names = [*TABLES, *(["savings"] if (folder / "tables" / "savings.csv").exists() else [])]
     targets = [f"results/{again.name}/tables/{name}.csv" for name in names]
-    command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", ROOT / "Snakefile"]
-    command += ["--configfile", overlay, "--cores", str(os.cpu_count()), "--nolock"]
+    command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(ROOT / "Snakefile")]
+    command += ["--configfile", str(overlay), "--cores", str(os.cpu_count()), "--nolock"]
     command += ["--rerun-triggers", "mtime", "--allowed-rules", *RULES]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

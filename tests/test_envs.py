@@ -30,7 +30,7 @@ PACKAGES = {
     "yaml": "pyyaml",
     "gdcm": "python-gdcm",
 }
-LOCAL = {"_job", "xaiclip"}
+LOCAL = {"_job", "compact", "xaiclip"}
 
 
 def lines_of(name):

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,18 +7,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
+from xaiclip.metrics import maps
 from xaiclip.metrics.explanation import (
     area_matched,
-    fidelity,
-    localization,
-    localization_columns,
     rank_correlation,
     top_fraction,
     top_pixels,
 )
+from xaiclip.metrics.maps import fidelity
+from xaiclip.metrics.maps.explained import Explained
+from xaiclip.metrics.maps.localization import localization
 from xaiclip.metrics.schema import EXPLANATIONS
 
 NAN = math.nan
+
+
+def explained(heat, prediction, reference=None, scores=None) -> Explained:
+    """A map of the last of three organs, whose masks differ."""
+    shape = np.shape(prediction)
+    masks = np.stack([np.zeros(shape, bool), np.ones(shape, bool), prediction])
+    slice_scores = SimpleNamespace(
+        context=SimpleNamespace(organs=("spleen", "pancreas", "liver"), masks=masks),
+        member_scores=lambda one, value: np.float32((scores or {})[value]),
+    )
+    attribution = SimpleNamespace(organ="liver", map=np.asarray(heat, float))
+    return Explained(attribution, slice_scores, reference)
+
+
+def columns_of(heat, prediction, reference=None) -> dict[str, float]:
+    scores = {"hard_dice": [0.5], "hard_iou": [0.25]}
+    return maps.columns(explained(heat, prediction, reference, scores))
 
 
 def disc(size: int = 40, radius: float = 8) -> np.ndarray:
@@ -114,7 +133,7 @@ def test_each_column_is_of_its_own_target_and_measure() -> None:
     heat[:, :4], heat[:, 4:6] = 2, 1  # 24 pixels, then 12
     prediction, reference = np.zeros((6, 10), bool), np.zeros((6, 10), bool)
     prediction[:, 2:6], reference[:, 1:4] = True, True  # 24 and 18 pixels, 12 and 18 in the top
-    columns = localization_columns(heat, prediction, reference)
+    columns = columns_of(heat, prediction, reference)
     assert columns["localization_dice_pred"] == pytest.approx(24 / 48)
     assert columns["localization_iou_pred"] == pytest.approx(12 / 36)
     assert columns["localization_dice_pred_chance"] == pytest.approx(24 / 60)
@@ -129,8 +148,8 @@ def test_each_column_is_of_its_own_target_and_measure() -> None:
 
 def test_columns_are_those_of_the_schema() -> None:
     target = disc()
-    columns = localization_columns(target.astype(float), target, None)
-    assert set(columns) <= set(EXPLANATIONS.names)
+    columns = columns_of(target, target)
+    assert set(columns) == {one.name for one in maps.MEASURES} <= set(EXPLANATIONS.names)
     assert columns["localization_dice_pred"] == 1
     assert math.isnan(columns["localization_dice_gt"])
     assert math.isnan(columns["pointing_gt"])
@@ -148,23 +167,30 @@ def test_rank_correlation() -> None:
     assert math.isnan(rank_correlation(np.full((6, 6), NAN), b))
 
 
-def test_fidelity_is_the_mean_over_member_forwards() -> None:
-    values = ["soft_dice", "hard_dice", "hard_iou"]
-    scores = np.zeros((4, 3, 3), np.float32)
-    scores[:, 0, 1] = [1.0, 0.5, 0.0, 0.9]
-    scores[:, 0, 2] = [1.0, 0.25, 0.0, 0.8]
-    scores[:, 2] = NAN
-    members = np.array([[1, 0, 1], [1, 0, 1], [0, 0, 1], [0, 0, 1]], bool)
-    rows = fidelity(scores, members, values)
-    assert rows[0] == {"fidelity_dice": 0.75, "fidelity_iou": 0.625}
-    assert all(math.isnan(value) for row in rows[1:] for value in row.values())
+@pytest.mark.parametrize(
+    ("hard_dice", "hard_iou", "expected"),
+    [
+        ([1.0, 0.5], [1.0, 0.25], (0.75, 0.625)),
+        ([1.0, NAN, 0.5], [NAN, NAN, 0.25], (0.75, 0.25)),
+        ([], [NAN], (NAN, NAN)),
+    ],
+    ids=["mean", "of the finite", "nothing"],
+)
+def test_fidelity_is_the_mean_over_the_organ_s_forwards(hard_dice, hard_iou, expected) -> None:
+    one = explained(disc(), disc(), scores={"hard_dice": hard_dice, "hard_iou": hard_iou})
+    found = fidelity.measure(one)
+    assert found == pytest.approx(
+        dict(zip(("fidelity_dice", "fidelity_iou"), expected, strict=True)), nan_ok=True
+    )
 
 
-def test_fidelity_is_of_each_organs_own_forwards() -> None:
-    """Three organs: the last one's scores, over the last one's members."""
-    scores = np.arange(4 * 3 * 2, dtype=np.float32).reshape(4, 3, 2)
-    members = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 1, 1]], bool)
-    rows = fidelity(scores, members, ["hard_iou", "hard_dice"])
-    for organ, row in enumerate(rows):
-        mine = scores[members[:, organ], organ]
-        assert row == {"fidelity_iou": mine[:, 0].mean(), "fidelity_dice": mine[:, 1].mean()}
+def test_metrics_and_their_measures_have_names_of_their_own() -> None:
+    names = [one.name for one in maps.MEASURES]
+    assert len(set(names)) == len(names)
+    fixed = set(EXPLANATIONS.names) - set(names)
+    assert {"case", "n_forwards", "lime_r2", "skipped"} <= fixed
+    assert len(EXPLANATIONS.names) == len(fixed) + len(names)
+    for metric in maps.METRICS:
+        own = {one.name for one in metric.MEASURES}
+        scores = {"hard_dice": [0.5], "hard_iou": [0.25]}
+        assert set(metric.measure(explained(disc(), disc(), disc(), scores))) == own

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xaiclip.data.slices import Slice, restore_slices
+from xaiclip.data.slices import Slice
+from xaiclip.data.volumes import restore
 from xaiclip.errors import CaseError, ConfigError
 from xaiclip.explain.attribution import Attribution, to_canonical_mask, to_slice_grid
 from xaiclip.explain.store import SliceScores, score_frame
@@ -282,7 +283,7 @@ class Explanation(Mapping[str, NDArray[np.float32]]):
             raise ConfigError(f"say which map: save_nifti(path, '{self.organs[0]}').")
         if not os.fspath(path).endswith((".nii", ".nii.gz")):
             raise ConfigError(f"'{path}' must end in .nii.gz or .nii.")
-        volume = restore_slices({self.slice.index: self[key or self.organs[0]]}, self.slice)
+        volume = restore({self.slice.index: self[key or self.organs[0]]}, self.slice.geometry)
         with atomic(path) as temporary:
             nib.save(volume, temporary)
 

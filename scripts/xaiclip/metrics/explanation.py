@@ -1,19 +1,15 @@
-"""What an attribution map is worth: localization, its chance level, and fidelity.
+"""Maps as rankings of pixels: the highest ones as a mask, and how far two maps agree.
 
-Three things that the paper calls "Dice" are kept apart: fidelity (baseline mask against the masks
-under perturbation), and localization of the map against the baseline mask and against the
-reference. Localization uses the ranks of a map only; NaN marks the pixels where it is undefined.
+NaN marks the pixels where a map is undefined.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from xaiclip.metrics.overlap import Mask, dice, iou
+from xaiclip.metrics.overlap import Mask
 
 Map = NDArray[np.floating]
 _NAN = float("nan")
@@ -48,82 +44,9 @@ def area_matched(heat: Map, target: Mask) -> Mask:
     return top_pixels(heat, int(target.sum()))
 
 
-def localization(heat: Map, target: Mask) -> dict[str, float]:
-    """How well the area-matched map meets a target; all NaN if either is empty.
-
-    Returns:
-        ``dice`` and ``iou`` of the area-matched mask; ``dice_chance``, the expected Dice of a
-        random ranking of the pixels where the map is defined (under ROI guidance that alone can
-        be high); ``pointing``, the share of the map's highest pixels that lie in the target
-        (0 or 1 where the maximum is unique).
-    """
-    defined = np.isfinite(heat)
-    if not (target.any() and defined.any()):
-        return dict.fromkeys(("dice", "iou", "dice_chance", "pointing"), _NAN)
-    found = area_matched(heat, target)
-    hits = int(found.sum()) * int((target & defined).sum()) / int(defined.sum())
-    return {
-        "dice": dice(found, target),
-        "iou": iou(found, target),
-        "dice_chance": 2 * hits / (int(found.sum()) + int(target.sum())),
-        "pointing": float(target[heat == np.nanmax(heat)].mean()),
-    }
-
-
-def localization_columns(heat: Map, prediction: Mask, reference: Mask | None) -> dict[str, float]:
-    """The localization columns of ``explanations.parquet`` for one map.
-
-    Args:
-        heat: (H, W) attribution, NaN where undefined.
-        prediction: (H, W) the segmenter's baseline mask.
-        reference: (H, W) the organ in the reference, or None where there is no label.
-    """
-    columns: dict[str, float] = {}
-    for suffix, target in (("pred", prediction), ("gt", reference)):
-        scores = localization(heat, np.zeros(heat.shape, bool) if target is None else target)
-        columns |= {
-            f"localization_dice_{suffix}": scores["dice"],
-            f"localization_iou_{suffix}": scores["iou"],
-            f"localization_dice_{suffix}_chance": scores["dice_chance"],
-            f"pointing_{suffix}": scores["pointing"],
-        }
-    return columns
-
-
 def rank_correlation(a: Map, b: Map) -> float:
     """Spearman's ρ of two maps over the pixels where both are defined; NaN if either is flat."""
     both = np.isfinite(a) & np.isfinite(b)
     if both.sum() < 2 or np.ptp(a[both]) == 0 or np.ptp(b[both]) == 0:
         return _NAN
     return float(spearmanr(a[both], b[both]).statistic)
-
-
-def fidelity(
-    scores: NDArray[np.floating], members: NDArray[np.bool_], values: Sequence[str]
-) -> list[dict[str, float]]:
-    """The paper's fidelity (section IV-C) of each organ: how little perturbations changed its mask.
-
-    It is near 1 for perturbations far from the organ, whatever the map is worth: no quality.
-
-    Args:
-        scores: (N, O, V) value functions of the perturbed forwards (without the baseline).
-        members: (N, O) whether forward k counts for organ o.
-        values: the V names; ``hard_dice`` and ``hard_iou`` must be among them.
-
-    Returns:
-        Per organ ``fidelity_dice`` and ``fidelity_iou``, the mean overlap of the baseline mask
-        with the mask under perturbation; NaN without a forward that counts.
-    """
-    columns = {"fidelity_dice": "hard_dice", "fidelity_iou": "hard_iou"}
-    return [
-        {
-            column: _mean(scores[members[:, organ], organ, values.index(name)])
-            for column, name in columns.items()
-        }
-        for organ in range(scores.shape[1])
-    ]
-
-
-def _mean(values: NDArray[np.floating]) -> float:
-    values = values[np.isfinite(values)].astype(np.float64)
-    return float(values.mean()) if values.size else _NAN

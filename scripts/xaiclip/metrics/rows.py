@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from xaiclip.errors import Skip
 from xaiclip.masks.roi import SOURCES_OF_PROMPT
-from xaiclip.metrics.explanation import fidelity, localization_columns
+from xaiclip.metrics import maps
+from xaiclip.metrics.maps.explained import Explained
 from xaiclip.metrics.overlap import dice
 
 if TYPE_CHECKING:
@@ -115,7 +116,6 @@ def explanation_rows(
     by_localizer = "localizer" in (source, SOURCES_OF_PROMPT[prompt])
     for one in attributions:
         assert scores is not None
-        position = scores.context.organs.index(one.organ)
         figures = scores.cost(one, seconds_aggregate)
         roi_seconds = (seconds_roi or 0.0) if by_localizer else 0.0
         figures["seconds_total"] += roi_seconds
@@ -132,8 +132,7 @@ def explanation_rows(
                 "seconds_roi": roi_seconds,
                 **_gflops(cost, figures["n_forwards"], figures["shared_by"], by_localizer),
                 "baseline_dice_gt": _baseline_dice(item, mask, one.organ, organs),
-                **_fidelity(scores, one),
-                **localization_columns(one.map, scores.context.masks[position], label),
+                **maps.columns(Explained(one, scores, label)),
                 "lime_r2": one.details.get("r2"),
                 "standard_error": one.details.get("standard_error"),
                 "reliability": one.details.get("reliability"),
@@ -161,12 +160,3 @@ def _baseline_dice(
         return None
     reference = item.label == 1 + list(organs).index(organ)
     return dice(mask, reference) if reference.any() else None
-
-
-def _fidelity(scores: SliceScores, one: Attribution) -> dict[str, float]:
-    columns = {
-        value: scores.member_scores(one, value)[:, None, None]
-        for value in ("hard_dice", "hard_iou")
-    }
-    stacked = np.concatenate(list(columns.values()), axis=2)
-    return fidelity(stacked, np.ones(stacked.shape[:2], bool), list(columns))[0]

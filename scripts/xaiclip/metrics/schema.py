@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from xaiclip.files import atomic
+from xaiclip.metrics import maps
 
 Row = Mapping[str, Any]
 
@@ -51,7 +52,8 @@ SEGMENTER = _schema(
 #: One row: case × slice × organ × method × guidance × variant × value function. Forwards, GFLOPs
 #: and seconds are those of the slice, which ``shared_by`` organs share, the localizer's included
 #: where it gave the ROI or the prompt's box. ``rho`` and ``n_patch`` are the organ's;
-#: ``rho_union``, the share for all organs' ROIs together, is the slice's: forwards hang on it.
+#: ``rho_union``, the share for all organs' ROIs together, is the slice's: forwards hang on it. What
+#: a map is worth are the columns of `maps`.
 EXPLANATIONS = _schema(
     (_TEXT, "case"),
     (_INT, "slice"),
@@ -63,10 +65,9 @@ EXPLANATIONS = _schema(
     (_REAL, "seconds_total seconds_roi seconds_perturb seconds_encode seconds_decode"),
     (_REAL, "seconds_aggregate"),
     (_TEXT, "device precision"),
-    (_REAL, "baseline_dice_gt fidelity_dice fidelity_iou"),
-    (_REAL, "localization_dice_pred localization_iou_pred localization_dice_pred_chance"),
-    (_REAL, "localization_dice_gt localization_iou_gt localization_dice_gt_chance"),
-    (_REAL, "pointing_pred pointing_gt lime_r2 standard_error reliability"),
+    (_REAL, "baseline_dice_gt"),
+    (_REAL, " ".join(measure.name for measure in maps.MEASURES)),
+    (_REAL, "lime_r2 standard_error reliability"),
     (_TEXT, "skipped"),
 )
 

@@ -39,6 +39,11 @@ def printed3(method: str, guidance: str, measure: str) -> str:
     return TABLE3.get((method, guidance), {}).get(measure, "")
 
 
+def prints(measure: str) -> bool:
+    """Whether Table III has such a column."""
+    return any(measure in row for row in TABLE3.values())
+
+
 def doubts(method: str, guidance: str, measure: str) -> str:
     """The marks of a value of Table III, one letter each; "" where there is no doubt."""
     value = printed3(method, guidance, measure)

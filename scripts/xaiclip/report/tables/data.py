@@ -1,17 +1,18 @@
-"""A table as data: measures, and the records that hold their values."""
+"""A table as data: the records that hold the values of its measures."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xaiclip.files import write_text
+from xaiclip.metrics.measure import Measure
 from xaiclip.metrics.statistics import Comparison, Estimate
 from xaiclip.organs import SIX_CLASSES
 from xaiclip.report import paper
@@ -25,22 +26,6 @@ class Table:
 
     frame: pd.DataFrame
     markdown: str
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A column of a metric file as a column of a table."""
-
-    name: str
-    label: str
-    better: Literal["higher", "lower", ""] = ""
-    unit: str = ""
-
-    @property
-    def head(self) -> str:
-        """The column's head: label, unit, and an arrow to the better values."""
-        arrow = {"higher": " ↑", "lower": " ↓", "": ""}[self.better]
-        return f"{self.label}{f' ({self.unit})' if self.unit else ''}{arrow}"
 
 
 def record(

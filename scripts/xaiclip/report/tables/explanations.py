@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 
 from xaiclip.errors import Skip
+from xaiclip.metrics import maps
+from xaiclip.metrics.measure import Measure
 from xaiclip.metrics.statistics import (
     DEFAULT,
     Bootstrap,
@@ -19,24 +21,13 @@ from xaiclip.metrics.statistics import (
 )
 from xaiclip.report import paper
 from xaiclip.report.markdown import bullets, join
-from xaiclip.report.tables.data import NAN, Measure, Table, keys, record, tidy
+from xaiclip.report.tables.data import NAN, Table, keys, record, tidy
 from xaiclip.report.tables.layout import Column, Key, column, intro, lay_out, notes_on_n
 from xaiclip.report.tables.left_out import left_out
 from xaiclip.report.words import escape
 
-#: No arrow at fidelity: it says how little the perturbations changed, not how good a map is.
-FIDELITY = (
-    Measure("fidelity_dice", "fidelity Dice"),
-    Measure("fidelity_iou", "fidelity IoU"),
-)
-LOCALIZATION = (
-    Measure("localization_dice_pred", "Dice vs prediction", "higher"),
-    Measure("localization_dice_pred_chance", "its chance level"),
-    Measure("localization_iou_pred", "IoU vs prediction", "higher"),
-    Measure("localization_dice_gt", "Dice vs reference", "higher"),
-    Measure("localization_dice_gt_chance", "its chance level"),
-    Measure("localization_iou_gt", "IoU vs reference", "higher"),
-)
+#: What maps are worth, as far as this table shows it.
+QUALITY = tuple(measure for measure in maps.MEASURES if measure.shown != "nowhere")
 FORWARDS = Measure("n_forwards", "forwards", "lower")
 R2 = Measure("lime_r2", "R²")
 _PTFLOPS = Measure("gflops_ptflops", "GFLOPs, ptflops", "lower")
@@ -59,7 +50,7 @@ UNIT = ("case", "slice", "organ", "method", "guidance", "roi_source")
 #: What both tables of explanations read of ``explanations.parquet``.
 COLUMNS = [
     *(*UNIT, "variant", "value", "primary", "shared_by", "skipped"),
-    *(measure.name for measure in (*FIDELITY, *LOCALIZATION, *_COST, R2)),
+    *(measure.name for measure in (*QUALITY, *_COST, R2)),
 ]
 
 _KEYS = ("method", "guidance", "roi_source")
@@ -92,7 +83,7 @@ def table3(
 def _data(
     usable: pd.DataFrame, methods: Sequence[str], sources: Sequence[str], settings: Bootstrap
 ) -> pd.DataFrame:
-    measures = (*FIDELITY, *LOCALIZATION, *_COST)
+    measures = (*QUALITY, *_COST)
     records: list[dict[str, Any]] = []
     for method in methods:
         for source in sources:
@@ -111,12 +102,11 @@ def _data(
 def _markdown(frame: pd.DataFrame, shared: float, confidence: float, missing: str) -> str:
     rows = keys(frame, _KEYS)
     names = {"method": lambda row: escape(row["method"]), "guidance": guidance_words(frame)}
-    quality = [
-        part
-        for measure in FIDELITY
-        for part in (column(measure), Column("paper", measure.name, paper=True))
-    ]
-    quality += [column(measure) for measure in LOCALIZATION]
+    quality = []
+    for measure in QUALITY:
+        quality.append(column(measure))
+        if paper.prints(measure.name):
+            quality.append(Column("paper", measure.name, paper=True))
     cost = [column(measure, cost=True) for measure in _COST]
     cost.insert(_COST.index(_PTFLOPS) + 1, Column("paper", _PTFLOPS.name, paper=True))
     cost += [Column(f"{one.label} ({one.unit})", one.name, paper=True) for one in _MACHINES]
@@ -143,15 +133,7 @@ def _markdown(frame: pd.DataFrame, shared: float, confidence: float, missing: st
 
 
 _NOTES_ON_QUALITY = (
-    "*Fidelity* (paper, section IV-C) is the overlap of the baseline mask with the masks under "
-    "perturbation, averaged over the forwards. It says how little they changed the mask, not how "
-    "good the map is: the more of them lie far from the organ, the nearer it is to 1. More is not "
-    "better, so it has no arrow.",
-    "*vs prediction* and *vs reference* are the localization of the map: its highest pixels, as "
-    "many as the target has, against the baseline mask and against the reference.",
-    "*Chance level* is the expected Dice of a random ranking of the pixels where the map is "
-    "defined. Under `roi` these are few: a gain no larger than chance's is the ROI's, not the "
-    "explanation's.",
+    *maps.NOTES,
     "The paper defines its Dice and IoU as fidelity and discusses those of LIME and RISE as "
     "localization; they stand beside fidelity.",
 )

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from xaiclip.metrics.measure import Measure
 from xaiclip.metrics.statistics import MIN_DIFFERENCES
 from xaiclip.report.markdown import EMPTY, pipe
-from xaiclip.report.tables.data import Measure
 
 Key = Mapping[str, str]
 

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from xaiclip.errors import Skip
+from xaiclip.metrics.measure import Measure
 from xaiclip.metrics.statistics import (
     DEFAULT,
     Bootstrap,
@@ -20,7 +21,7 @@ from xaiclip.metrics.statistics import (
 from xaiclip.organs import BACKGROUND, SIX_CLASSES
 from xaiclip.report import paper
 from xaiclip.report.markdown import bullets, join
-from xaiclip.report.tables.data import NAN, Measure, Table, in_order, keys, record, tidy
+from xaiclip.report.tables.data import NAN, Table, in_order, keys, record, tidy
 from xaiclip.report.tables.layout import Column, intro, lay_out, notes_on_n
 from xaiclip.report.tables.left_out import left_out
 from xaiclip.report.words import escape

@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from xaiclip.errors import Skip
+from xaiclip.metrics.measure import Measure
 from xaiclip.metrics.statistics import DEFAULT, Bootstrap, bootstrap_mean, case_means
 from xaiclip.report.markdown import bullets, join
-from xaiclip.report.tables.data import Measure, Table, in_order, keys, record, tidy
+from xaiclip.report.tables.data import Table, in_order, keys, record, tidy
 from xaiclip.report.tables.layout import Column, intro, lay_out, notes_on_n
 from xaiclip.report.tables.left_out import left_out
 from xaiclip.report.words import escape

@@ -13,9 +13,8 @@ from xaiclip.report.markdown import EMPTY, join
 from xaiclip.report.tables.data import Table, keys, record, tidy
 from xaiclip.report.tables.explanations import (
     DIFFERENCE,
-    FIDELITY,
     FORWARDS,
-    LOCALIZATION,
+    QUALITY,
     R2,
     UNIT,
     contrast,
@@ -30,7 +29,7 @@ from xaiclip.report.tables.left_out import left_out
 from xaiclip.report.words import escape
 
 _MEASURES = (
-    *(measure for measure in (*FIDELITY, *LOCALIZATION) if "_iou" not in measure.name),
+    *(measure for measure in QUALITY if measure.shown == "everywhere"),
     R2,
     FORWARDS,
 )
