@@ -8,6 +8,7 @@ from functools import cache
 
 from snakemake.io import contains_wildcard
 
+from xaiclip import plugins
 from xaiclip.workflow import paths, provenance
 from xaiclip.workflow.paths import filled
 from xaiclip.published.catalogue import DATASETS, WEIGHTS, Entry, backbone_note
@@ -196,7 +197,9 @@ try:
     for remote in WANTED:
         if (file := Path(DOWNLOADS, remote.name)).exists():
             check_published(file, remote, Path(".snakemake/verified"))
-    FACTORY = factory_code(config["segmenter"]["factory"])
+    FACTORY = factory_code(config["segmenter"]["factory"]) or plugins.stated(
+        plugins.MODELS, config["segmenter"]["model"]
+    )
     if config["segmenter"]["checkpoint"] == "auto":
         remote = WEIGHTS[config["segmenter"]["model"]]
         config["segmenter"]["checkpoint"] = f"{DOWNLOADS}/{remote.name}"
@@ -350,12 +353,14 @@ def plan_settings(wildcards):
 
 
 def configured(source):
-    """Whether the study makes this file: its method and guidance are switched on."""
+    """Whether the study makes this file: its method and guidance, or its table, are on."""
     stage, *rest = paths.below(source).split("/")
     if stage in ("scores", "attributions"):
         return rest[0] in METHODS and rest[1] in GUIDANCES
     if stage == "localizer":
         return TRAINS
+    if stage == "tables":
+        return Path(rest[0]).stem in TABLES
     return stage != "metrics" or bool(METHODS and GUIDANCES)
 
 

@@ -79,9 +79,8 @@ rule attribute:
 rule maps:
     input:
         slices=lambda w: of_case(w, paths.SLICES),
-        attributions=lambda w: of_case(
-            w,
-            paths.ATTRIBUTIONS,
+        attributions=lambda w: expand(
+            of_case(w, paths.ATTRIBUTIONS),
             method=METHODS,
             guidance=GUIDANCES,
         ),

@@ -1,6 +1,16 @@
 # Tables, figures, provenance: what a paper takes over. All but the savings take seconds, once a study: not worth a cluster job.
 TABLES = ["table2", "segmenter", "table3", "table3_variants"]
 
+# Tables that a method brings along, if it is switched on and set so: method, settings.
+METHOD_TABLES = {
+    name: method
+    for name, (method, needed) in {
+        "shapley_units": ("shapley", {"units": "organs"}),
+    }.items()
+    if method in METHODS and needed.items() <= config["methods"][method].items()
+}
+TABLES += METHOD_TABLES
+
 
 rule savings:
     input:
@@ -149,6 +159,51 @@ rule table3:
         "../scripts/table3.py"
 
 
+for table, method in METHOD_TABLES.items():
+
+    rule:
+        name:
+            f"table_{table}"
+        input:
+            attributions=expand(
+                filled(paths.ATTRIBUTIONS, method=method),
+                guidance=GUIDANCES,
+                batch=batches("test"),
+                allow_missing=True,
+            ),
+            explanations=filled(paths.METRICS, name="explanations"),
+            skipped=paths.SKIPPED,
+        output:
+            csv=filled(paths.TABLE, name=table, kind="csv"),
+            md=report(
+                filled(paths.TABLE, name=table, kind="md"),
+                caption=f"../docs/report/{table}.rst",
+                category="Tables",
+            ),
+        log:
+            f"results/{{run}}/logs/tables/{table}.log",
+        localrule: True
+        conda:
+            "../envs/report.yaml"
+        resources:
+            mem_mb=1000,
+            runtime=30,
+        params:
+            cfg={
+                "table": table,
+                "settings": config["methods"][method],
+                "classes": config["classes"],
+                "statistics": config["statistics"],
+                "seed": seed_of("statistics"),
+                "cases": sorted(BATCHES["test"]),
+            },
+            code=code("table.py"),
+        message:
+            "Make {output.md}"
+        script:
+            "../scripts/table.py"
+
+
 # What each figure is drawn from; {batch} is the batch of the figures' case.
 FIGURE_SOURCES = {
     "figure02_preprocessing": [paths.SLICES, paths.PREPROCESSED],
@@ -209,6 +264,7 @@ FIGURE_SOURCES = {
         maps_of("rise", "full"),
         maps_of("rise", "roi"),
     ],
+    "shapley_matrix": [filled(paths.TABLE, name="shapley_units", kind="csv")],
     "training_curves": expand(paths.TRAINING, variant=VARIANTS, allow_missing=True),
 }
 
@@ -299,6 +355,7 @@ STUDY_SCRIPTS = [
     "table2.py",
     "table_segmenter.py",
     "table3.py",
+    *(["table.py"] if METHOD_TABLES else []),
 ]
 
 

@@ -23,9 +23,11 @@ ROOT = Path(__file__).parents[1]
 RULES = (
     *("slices", "preprocess", "roi", "attribute", "maps"),
     *("evaluate_localizer", "evaluate_segmenter", "metrics", "skipped"),
-    *("table2", "table_segmenter", "table3", "table_savings"),
+    *("table2", "table_segmenter", "table3", "table_savings", "table_shapley_units"),
 )
 TABLES = ("table2", "segmenter", "table3")
+#: Those that not every run has.
+FURTHER = ("savings", "shapley_units")
 
 
 def same_code(provenance):
@@ -47,9 +49,14 @@ def remade(folder, again, config):
             _link(source, again / name)
     overlay = again / PRIVATE / "config.json"
     write_json(overlay, {**config, "run": again.name}, private=True)
-    savings = filled(paths.below(paths.TABLE), name="savings", kind="csv")
-    names = [*TABLES, *(["savings"] if (folder / savings).exists() else [])]
-    targets = [filled(paths.TABLE, run=again.name, name=name, kind="csv") for name in names]
+    further = (
+        name
+        for name in FURTHER
+        if (folder / filled(paths.below(paths.TABLE), name=name, kind="csv")).exists()
+    )
+    targets = [
+        filled(paths.TABLE, run=again.name, name=name, kind="csv") for name in (*TABLES, *further)
+    ]
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(ROOT / "Snakefile")]
     command += ["--configfile", str(overlay), "--cores", str(os.cpu_count()), "--nolock"]
     command += ["--rerun-triggers", "mtime", "--allowed-rules", *RULES]
@@ -71,7 +78,9 @@ def _link(source, target):
 def verify(folder):
     """What was checked, and what is wrong with it."""
     try:
-        provenance = json.loads((folder / paths.below(paths.PROVENANCE)).read_text(encoding="utf-8"))
+        provenance = json.loads(
+            (folder / paths.below(paths.PROVENANCE)).read_text(encoding="utf-8")
+        )
         study = study_of(folder)
         yield from checked_sums(folder, provenance)
         yield from same_code(provenance)

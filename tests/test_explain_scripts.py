@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from figure_study import BATCH, COST, ORGANS, VALUES, drawn_slice, make_study
-from xaiclip.data.slices import load_slices
+from xaiclip.data.record import load_slices
 from xaiclip.explain.attribution import to_canonical_mask
 from xaiclip.explain.store import load_scores
 from xaiclip.masks.roi import load_rois
@@ -105,6 +105,7 @@ def study(tmp_path_factory):
 KEYS = ["case", "organ", "guidance", "variant", "value"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", ["full", "roi"])
 def test_rows_are_those_of_the_library(study, guidance):
     """The made-up study called it by itself, with masks and references of its own making."""

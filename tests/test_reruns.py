@@ -18,6 +18,8 @@ import yaml
 
 from xaiclip.config import complete
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 BASE = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text(encoding="utf-8"))
 *ROWS, EXCEPT = yaml.safe_load((ROOT / "tests" / "reruns.yaml").read_text(encoding="utf-8"))
@@ -134,6 +136,16 @@ def test_a_key_reruns_what_reads_it_and_no_more(answers, number):
     plan, readers = answers[json.dumps(own)][key]
     wanted = expected(direct, readers)
     assert set(plan) == wanted
+
+
+def test_a_deleted_map_is_made_again_and_no_other_case_s(study, answers):
+    """One that the tables show, and those that they do not."""
+    names = ["test_ct_000/liver_rise_roi.nii.gz", "test_mr_000/variants"]
+    removed = [f"results/tiny/maps/{name}" for name in names]
+    nothing, *plans = ask(study, [BASE], pretend=False, removed=removed)["plans"]
+    assert nothing == {}
+    report = ("skipped", "table2", "table3", "table_segmenter", "provenance")
+    assert plans == [{"maps": 1, **dict.fromkeys(report, 1)}] * 2
 
 
 SHEET = """case image label modality split

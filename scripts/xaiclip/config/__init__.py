@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from xaiclip import plugins
 from xaiclip.config import methods
 from xaiclip.config.constraints import check_together
 from xaiclip.config.names import check_text
@@ -31,11 +32,14 @@ def load_schema(*, own: bool = False) -> dict[str, Any]:
     """The JSON schema of the configuration, with the sections of all methods.
 
     Args:
-        own: leave out the methods of other packages, which belong to no documentation.
+        own: leave out the methods and models of other packages, which belong to no documentation.
     """
     schema: dict[str, Any] = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
     every = schema["properties"]["methods"]["properties"]
     every |= {name: methods.section(one) for name, one in methods.methods(own=own).items()}
+    if not own:
+        models = schema["properties"]["segmenter"]["properties"]["model"]["enum"]
+        models += [name for name in plugins.brought(plugins.MODELS) if name not in models]
     return schema
 
 

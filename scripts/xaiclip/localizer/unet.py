@@ -38,7 +38,7 @@ class Convolution(nn.Sequential):
             )
         else:
             conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
-        parts = OrderedDict(conv=conv)
+        parts: OrderedDict[str, nn.Module] = OrderedDict(conv=conv)
         if not plain:
             norm = nn.GroupNorm(GROUPS, out_channels)
             parts["adn"] = nn.Sequential(OrderedDict(N=norm, A=act()))

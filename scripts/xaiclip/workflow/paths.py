@@ -57,6 +57,8 @@ METRICS = f"{FOLDER}/metrics/{{name}}.parquet"
 SKIPPED = f"{FOLDER}/skipped.tsv"
 WARNINGS = f"{FOLDER}/warnings.tsv"
 TABLE = f"{FOLDER}/tables/{{name}}.{{kind}}"
+#: Of a method that has one: what each of its units is worth.
+UNITS = f"{FOLDER}/tables/{{method}}_units.{{kind}}"
 FIGURE = f"{FOLDER}/figures/{{figure}}.png"
 PROVENANCE = f"{FOLDER}/provenance.json"
 OWN = f"{FOLDER}/{PRIVATE}/{STUDY}"
@@ -70,6 +72,7 @@ DROPPED = (
     *(PREPROCESSED, LOCALIZER, TRAINING, LOCALIZATION, ROI, SEGMENTATION),
     *(SCORES, SCORES_TABLE, ATTRIBUTIONS, MAP_SKIPS, MAP, VARIANT, f"{VARIANTS}/{_STAMP}"),
     *(LOCALIZER_ROWS, LOCALIZER_POOLED, SEGMENTER_ROWS, EXPLANATIONS_ROWS, FIGURE),
+    *(UNITS.format(run="{run}", method="{method}", kind=kind) for kind in ("csv", "md")),
 )
 
 
