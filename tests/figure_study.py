@@ -88,7 +88,8 @@ def make_study(
     seen = {item.key: item.label for item in truth or slices}
     save_slices(root / f"slices/{BATCH}.npz", slices, skips)
     save_preprocessed(root / f"preprocessed/{BATCH}.npz", preprocess_slices(slices))
-    maps, rois, masks = {}, {}, {}
+    maps, rois = {}, {}
+    masks: dict[tuple[SliceName, str, str], np.ndarray] = {}
     for item in slices:
         label = seen[item.key]
         assert label is not None
