@@ -15,5 +15,6 @@ with job(snakemake) as log:
     target = Path(snakemake.scriptdir).parent / "resources" / "compact"
     made = snakemake.input
     ship_localizer(Path(made.weights), Path(made.history), target)
-    ship_example(Path(made.image), Path(made.label), target)
+    case = Path(made.phantoms) / "test_ct_000"
+    ship_example(Path(f"{case}.nii.gz"), Path(f"{case}_labels.nii.gz"), target)
     log.info("%d files in %s", write_sums(target), target)

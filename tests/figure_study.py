@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn.functional import adaptive_avg_pool2d
 
 from xaiclip.data.geometry import Geometry
-from xaiclip.data.record import Slice, save_slices
+from xaiclip.data.record import Slice, SliceName, save_slices
 from xaiclip.errors import Skip
 from xaiclip.explain import method
 from xaiclip.explain.attribution import (
@@ -33,6 +34,7 @@ from xaiclip.metrics.rows import explanation_rows
 from xaiclip.metrics.schema import EXPLANATIONS, write_table
 from xaiclip.organs import OUTSIDE, REST, SIX_CLASSES, organs_of
 from xaiclip.preprocess import Letterbox, preprocess_slices, save_preprocessed
+from xaiclip.report.sources import sources_of
 from xaiclip.report.tables.data import write
 from xaiclip.report.tables.shapley_units import COLUMNS, shapley_units
 
@@ -89,7 +91,7 @@ def make_study(
     save_slices(root / f"slices/{BATCH}.npz", slices, skips)
     save_preprocessed(root / f"preprocessed/{BATCH}.npz", preprocess_slices(slices))
     maps, rois = {}, {}
-    masks: dict[tuple[SliceName, str, str], np.ndarray] = {}
+    masks: dict[tuple[SliceName, str, str], NDArray[np.bool_]] = {}
     for item in slices:
         label = seen[item.key]
         assert label is not None
@@ -252,3 +254,35 @@ def write_history(path: Path, gain: float = 1.0, epochs: int = 12) -> None:
         lines.append(",".join(map(str, values)))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+#: What a study's figures are given, by folder.
+ONE_BATCH = ("slices", "preprocessed", "localization/text", "roi", "segmentation")
+EXPLAINED = [f"{m}/{g}" for m in ("occlusion", "lime", "rise") for g in ("full", "roi")]
+FOLDERS = [
+    *ONE_BATCH,
+    *(f"{kind}/{name}" for kind in ("scores", "attributions") for name in EXPLAINED),
+]
+ATTRIBUTIONS = {
+    "figure03_lime_superpixels": ["lime/full"],
+    "figure04_rise": ["rise/roi"],
+    "figure05_occlusion": ["occlusion/full"],
+    "figure06_selective_occlusion": ["occlusion/full", "occlusion/roi"],
+    "figure07_occlusion_overview": ["occlusion/roi"],
+    "figure10_occlusion_maps": ["occlusion/full", "occlusion/roi"],
+    "figure12_lime_stages": ["lime/full", "lime/roi"],
+    "figure13_rise_stages": ["rise/full", "rise/roi"],
+}  # fmt: skip
+
+
+def files_of(root: Path, name: str) -> dict[str, Path]:
+    """What a figure is given: its own attributions and every other file."""
+    own = ATTRIBUTIONS.get(name, [])
+    paths = [
+        root / folder / f"{BATCH}.npz"
+        for folder in FOLDERS
+        if not folder.startswith("attributions/") or folder.removeprefix("attributions/") in own
+    ]
+    paths += [root / f"localizer/{variant}/training.csv" for variant in ("text", "no_text")]
+    paths += [root / "metrics/explanations.parquet", root / "tables/shapley_units.csv"]
+    return sources_of(paths, root)

@@ -66,9 +66,7 @@ def expected(direct, readers):
     """The jobs that read a key, and all that reads their results; always provenance.json."""
     found, waiting = {"provenance"}, []
     for word in direct:
-        if word == "figures":
-            waiting += [job for job in readers if job.startswith("figure")] + ["training_curves"]
-        elif word.endswith("*"):
+        if word.endswith("*"):
             waiting += [word.replace("*", method) for method in METHODS]
         else:
             waiting.append(word)
@@ -82,7 +80,7 @@ def expected(direct, readers):
 
 def rows():
     return [
-        (key, value, row["reruns"], "spares" in row, row.get("with", {}))
+        (key, value, row["reruns"], row.get("with", {}))
         for row in MATRIX
         for key, value in row["keys"].items()
     ]
@@ -134,12 +132,9 @@ def test_nothing_reruns_where_nothing_changed(answers):
 
 @pytest.mark.parametrize("number", range(len(rows())), ids=[key for key, *_ in rows()])
 def test_a_key_reruns_what_reads_it_and_no_more(answers, number):
-    key, _, direct, spares, own = rows()[number]
+    key, _, direct, own = rows()[number]
     plan, readers = answers[json.dumps(own)][key]
     wanted = expected(direct, readers)
-    if spares:  # the batch of the figures' case is left alone; these two draw all cases
-        whole = ("figure08_comparison", "figure11_lime_distributions")
-        wanted = {job for job in wanted if not job.startswith("figure") or job in whole}
     assert set(plan) == wanted
 
 
@@ -270,7 +265,6 @@ MODULES = ["xaiclip.preprocess", "xaiclip.metrics.schema", "xaiclip.report.table
 def test_a_module_reruns_the_rules_whose_scripts_import_it(study, answers, clone):
     text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk"))
     scripts = dict(re.findall(r"rule (\w+):(?:(?!\n *rule ).)*?scripts/(\w+)\.py", text, re.S))
-    scripts["figure"] = "figure"
     assert ask(study, [BASE], root=str(clone), pretend=False)["plans"] == [{}]
     for module in MODULES:
         path = clone.joinpath("scripts", *module.split(".")).with_suffix(".py")
@@ -281,7 +275,5 @@ def test_a_module_reruns_the_rules_whose_scripts_import_it(study, answers, clone
         (readers,), (plan,) = got["readers"], got["plans"]
         using = {rule for rule, script in scripts.items() if script in importers(module)}
         direct = [job for job in readers if job.split()[0] in using]
-        if "figure" in using:
-            direct.append("figures")
         assert direct, module
         assert set(plan) == expected(direct, readers), module

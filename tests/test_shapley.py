@@ -16,8 +16,8 @@ from scipy.stats import spearmanr
 from explain_fakes import PROMPTS, FakeSegmenter, context, picture, rois, table
 from figure_study import BATCH, CLASSES, drawn_slice, make_study
 from in_process import Named, run_script
+from segmenter_models import some_prompts
 from test_equality import compact
-from test_segmenters import some_prompts
 from xaiclip.arguments import units_of
 from xaiclip.errors import CaseError, ConfigError
 from xaiclip.explain.attribution import to_canonical_mask

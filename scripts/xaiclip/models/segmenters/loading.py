@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from segment_anything import sam_model_registry
+from segment_anything.build_sam import sam_model_registry
 from segment_anything.modeling import Sam
 from torch import nn
 
