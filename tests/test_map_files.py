@@ -160,4 +160,4 @@ def test_slices_of_one_case_are_read_alone(tmp_path, monkeypatch):
         assert (row["case"], row["slice"], number) == ("b", 1, 1)
         assert read == ["__meta__"]
         stored.read(number)
-    assert set(read) == {"__meta__", "1", "1/error"}  # which is not there
+    assert set(read) == {"__meta__", "1/packed", "1/error"}  # which is not there

@@ -90,11 +90,18 @@ def test_a_section_is_read_in_its_two_parts():
 
 def test_scores_matter_to_forwards_where_a_setting_says_so():
     known, full = methods(own=True), config.default_config()["methods"]
-    assert not any(known[name].looks_at_scores(full[name]) for name in known)
-    assert known["occlusion"].looks_at_scores({**full["occlusion"], "budget": 0.5})
-    assert known["lime"].looks_at_scores({**full["lime"], "stop": 0.5})
-    assert known["rise"].looks_at_scores({**full["rise"], "stop": 0.5})
-    assert not known["rise"].looks_at_scores({**full["rise"], "masks": 5})
+    values = ["hard_dice", "soft_dice"]
+
+    def asked(name, **changed):
+        return known[name].asked({**full[name], **changed}, values)
+
+    for name in known:
+        differentiates = name in ("integrated_gradients", "gradient_shap", "grad_cam")
+        assert asked(name) == (values if differentiates else [])
+    assert asked("occlusion", budget=0.5) == ["hard_dice"]
+    assert asked("lime", stop=0.5) == ["hard_dice"]
+    assert asked("rise", stop=0.5) == ["hard_dice"]
+    assert asked("rise", masks=5) == []
 
 
 WAY = '''
@@ -154,7 +161,8 @@ def test_a_method_of_another_package_has_a_section_too(brought):
         {"names": None},
     )
     assert one.meaning == "Mine: a method of another package."
-    assert one.looks_at_scores(full["methods"]["tiles"])  # it has a refine, and says no more
+    # it has a refine, and says no more
+    assert one.asked(full["methods"]["tiles"], ["soft_dice"]) == ["soft_dice"]
     assert one.folder == brought.parents[1]
     assert "tiles" not in methods(own=True)
     assert "methods.tiles" not in config.document()

@@ -80,7 +80,7 @@ def cases_of(rows: Rows, method: str, guidance: str, column: str) -> list[float]
 
 def interval(values: list[float]) -> tuple[float, float]:
     found = stats.bootstrap(
-        (values,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(0)
+        (values,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
     return found.low, found.high
 

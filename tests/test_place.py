@@ -112,7 +112,7 @@ def test_cells_are_shifted_along_their_own_axis():
 def test_quickshift_finds_the_edges_where_they_are():
     image = np.full((512, 512), 40, np.uint8)
     image[130:260, 300:420] = 220
-    labels = lime.superpixels("quickshift", image, lime.Settings(variants=["quickshift"]))
+    labels = lime.superpixels("quickshift", image, lime.PlanSettings(superpixels=["quickshift"]))
     bright = image > 100
     assert not np.isin(labels[~bright], labels[bright]).any()
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn import linear_model
 
 from explain_fakes import context, table
 from xaiclip.explain import rise
@@ -97,12 +98,12 @@ def test_the_regression_never_saw_what_it_predicts(sampling, monkeypatch):
     scores = np.arange(40.0)
     fitted = []
 
-    class Spy(rise.RidgeCV):
+    class Spy(linear_model.RidgeCV):
         def fit(self, features, values):
             fitted.append(set(values[:, 0]))
             return super().fit(features, values)
 
-    monkeypatch.setattr(rise, "RidgeCV", Spy)
+    monkeypatch.setattr(linear_model, "RidgeCV", Spy)
     rise.slopes_at_points("control_variate", plan, scores[:, None], ctx.read(rise.PlanSettings))
     left = [set(scores) - seen for seen in fitted]
     assert sorted(number for fold in left for number in fold) == [*scores]

@@ -78,7 +78,7 @@ def test_window_mr_of_a_constant_volume_is_black(value):
 )
 def test_windows_keep_the_order_of_grey_values(volume):
     order = np.argsort(volume, axis=None)
-    for grey in (window_ct(volume), window_mr(volume)):
+    for grey in (window_ct(volume, 40, 400), window_mr(volume)):
         assert grey.dtype == np.uint8
         assert (np.diff(grey.ravel()[order].astype(int)) >= 0).all()
 
@@ -162,7 +162,7 @@ def test_taken_slices(case):
     assert one.spacing == (2, 2)
     # LPS is the display's own order: columns from the patient's right, rows from the front
     stored = nib.load(case.image).get_fdata()[:, :, 8].T
-    np.testing.assert_array_equal(one.image, window_ct(stored))
+    np.testing.assert_array_equal(one.image, window_ct(stored, 40, 400))
     assert np.argwhere(one.label == 1)[:, 1].max() < 10  # the liver is at the right, shown left
     assert {skip.organ for skip in skips} == set(SIX_CLASSES[2:])
     assert all((skip.case, skip.stage, skip.slice) == ("case", "slices", 8) for skip in skips)
@@ -271,7 +271,7 @@ def test_height_and_width_of_a_pixel(tmp_path):
     (one,) = take(case, policy="index", index=2).slices
     assert one.image.shape == (16, 20)
     assert one.spacing == (2.5, 1.5)
-    np.testing.assert_array_equal(one.image, window_ct(array[2, ::-1, :].T))
+    np.testing.assert_array_equal(one.image, window_ct(array[2, ::-1, :].T, 40, 400))
 
 
 def test_what_looks_wrong_is_told_or_refused(case):

@@ -183,7 +183,9 @@ def test_training_steps_are_adams_and_anneal(
 
     monkeypatch.setattr(torch.optim, "Adam", Spy)
     labels = np.stack([blocks(i) for i in range(4)])
-    options = TrainingSettings(epochs=3, batch_size=2, views=1, validation_fraction=0)
+    options = TrainingSettings(
+        epochs=3, batch_size=2, views=1, validation_fraction=0, learning_rate=1e-3
+    )
     train(frozen, noise(4), labels, list("abcd"), CLASSES, SMALL, options)
     (adam,) = made
     assert adam.defaults["betas"] == (0.5, 0.999)

@@ -41,7 +41,11 @@ class Metric(Protocol):
 #: In the order of the tables.
 METRICS: list[Metric] = [fidelity, localization]
 MEASURES = tuple(measure for metric in METRICS for measure in metric.MEASURES)
-NOTES = tuple(note for metric in METRICS for note in metric.NOTES)
+
+
+def notes() -> tuple[str, ...]:
+    """What stands below a table that shows the metrics."""
+    return tuple(note for metric in METRICS for note in metric.NOTES)
 
 
 def columns(explained: Explained) -> dict[str, float]:

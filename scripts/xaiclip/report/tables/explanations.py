@@ -133,7 +133,7 @@ def _markdown(frame: pd.DataFrame, shared: float, confidence: float, missing: st
 
 
 _NOTES_ON_QUALITY = (
-    *maps.NOTES,
+    *maps.notes(),
     "The paper defines its Dice and IoU as fidelity and discusses those of LIME and RISE as "
     "localization; they stand beside fidelity.",
 )
