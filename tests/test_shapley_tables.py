@@ -15,8 +15,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
 import markdown_page
+from in_process import Named, run_script
 from xaiclip.errors import Skip
 from xaiclip.explain.attribution import Attribution, save_attributions
+from xaiclip.metrics.schema import EXPLANATIONS, write_table
 from xaiclip.organs import OUTSIDE, REST
 from xaiclip.report import colours, style
 from xaiclip.report.figures import DATA, FIGURES, draw
@@ -273,6 +275,26 @@ def test_numbers_can_be_read_on_their_colours(made):
                 for colour in (colours.SIGNED(norm(wide.values[row, column])), text.get_color())
             )
             assert (max(cell, ink) + 0.05) / (min(cell, ink) + 0.05) >= 4.5
+
+
+def test_the_script_makes_the_librarys_table(made, tmp_path):
+    paths = write_maps(tmp_path)
+    write_table(tmp_path / "rows.parquet", left_out().to_dict("records"), EXPLANATIONS)
+    (tmp_path / "skipped.tsv").write_text(
+        "case\tslice\torgan\tstage\treason\numa\t\t\tslices\tuma.nii.gz: is truncated\n"
+    )
+    files = Named(
+        *paths, attributions=paths, explanations=tmp_path / "rows.parquet",
+        skipped=tmp_path / "skipped.tsv",
+    )  # fmt: skip
+    output = Named(csv=tmp_path / "t.csv", md=tmp_path / "t.md")
+    statistics = {"resamples": FEW["resamples"], "confidence": FEW["confidence"]}
+    cfg = {"table": "shapley_units", "settings": SETTINGS, "classes": CLASSES, "cases": ["uma"],
+           "seed": FEW["seed"], "statistics": statistics}  # fmt: skip
+    run_script("table.py", files, output, tmp_path / "log", cfg)
+    for kind in ("csv", "md"):
+        expected = (made[1] / f"tables/shapley_units.{kind}").read_text()
+        assert (tmp_path / f"t.{kind}").read_text() == expected
 
 
 ROOT = Path(__file__).parents[1]
