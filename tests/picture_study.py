@@ -79,7 +79,9 @@ class Stored:
             and (row["variant"] == variant if variant else row["primary"])
         ]
         if str(found) not in arrays:  # kept as what it is made of: only the library can read it
-            return load_attributions(self.root / "attributions" / name / f"{BATCH}.npz")[found][2].map
+            return load_attributions(self.root / "attributions" / name / f"{BATCH}.npz")[found][
+                2
+            ].map
         return arrays[str(found)]
 
     def details(self, name: str, of: str, organ: str, variant: str) -> dict[str, float]:
