@@ -87,14 +87,9 @@ def case_facts(wildcards):
     ]
 
 
-def of_case(wildcards, path, **others):
-    """Files of the batch that a test case is in."""
-    return expand(
-        path,
-        run=wildcards.run,
-        batch=BATCHES["test"][wildcards.case],
-        **others,
-    )
+def of_case(wildcards, path):
+    """A file of the batch that a test case is in."""
+    return filled(path, run=wildcards.run, batch=BATCHES["test"][wildcards.case])
 
 
 def scores_of(method, guidance):

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn.functional import adaptive_avg_pool2d
 
 from xaiclip.data.geometry import Geometry
-from xaiclip.data.record import Slice, save_slices
+from xaiclip.data.record import Slice, SliceName, save_slices
 from xaiclip.errors import Skip
 from xaiclip.explain import method
 from xaiclip.explain.attribution import (
@@ -33,6 +34,7 @@ from xaiclip.metrics.rows import explanation_rows
 from xaiclip.metrics.schema import EXPLANATIONS, write_table
 from xaiclip.organs import OUTSIDE, REST, SIX_CLASSES, organs_of
 from xaiclip.preprocess import Letterbox, preprocess_slices, save_preprocessed
+from xaiclip.report.sources import sources_of
 from xaiclip.report.tables.data import write
 from xaiclip.report.tables.shapley_units import COLUMNS, shapley_units
 
@@ -88,7 +90,8 @@ def make_study(
     seen = {item.key: item.label for item in truth or slices}
     save_slices(root / f"slices/{BATCH}.npz", slices, skips)
     save_preprocessed(root / f"preprocessed/{BATCH}.npz", preprocess_slices(slices))
-    maps, rois, masks = {}, {}, {}
+    maps, rois = {}, {}
+    masks: dict[tuple[SliceName, str, str], NDArray[np.bool_]] = {}
     for item in slices:
         label = seen[item.key]
         assert label is not None
@@ -102,8 +105,8 @@ def make_study(
             mask = ndimage.binary_opening(label == index, iterations=2)
             if mask.any():
                 masks[item, organ, "roi"] = mask
-    seconds = dict.fromkeys(maps, 0.03)
-    save_probabilities(root / f"localization/text/{BATCH}.npz", maps, seconds, CLASSES)
+    localized = dict.fromkeys(maps, 0.03)
+    save_probabilities(root / f"localization/text/{BATCH}.npz", maps, localized, CLASSES)
     save_rois(root / f"roi/{BATCH}.npz", rois)
     reason = "the unperturbed segmentation is empty"
     left_out = [
@@ -152,7 +155,7 @@ def make_study(
             save_scores(root / "scores" / folder, done, left_out)
             save_attributions(root / "attributions" / folder, attributions)
     write_table(root / "metrics/explanations.parquet", rows, EXPLANATIONS)
-    write_units(root, {key.split("/")[-2] for key in masks}, guidances)
+    write_units(root, {organ for _, organ, _ in masks}, guidances)
     for variant, gain in (("text", 1.0), ("no_text", 0.85)):
         write_history(root / f"localizer/{variant}/training.csv", gain)
     return root
@@ -206,7 +209,7 @@ def _table(plan: Plan, masks: np.ndarray) -> ScoreTable:
     scores = np.stack([dice, dice**1.2, dice, dice / (2 - dice)], axis=-1)
     n = plan.n_forwards
     seconds = {"perturb": 0.004 * n, "encode": 0.03 * n, "decode": 0.01 * n, "total": 0.045 * n}
-    baseline = np.tile(np.float32([0.98, 0.97, 1.0, 1.0]), (len(masks), 1))
+    baseline = np.tile(np.array([0.98, 0.97, 1.0, 1.0], np.float32), (len(masks), 1))
     return ScoreTable(scores.astype(np.float32), baseline, VALUES, seconds, n)
 
 
@@ -251,3 +254,35 @@ def write_history(path: Path, gain: float = 1.0, epochs: int = 12) -> None:
         lines.append(",".join(map(str, values)))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+#: What a study's figures are given, by folder.
+ONE_BATCH = ("slices", "preprocessed", "localization/text", "roi", "segmentation")
+EXPLAINED = [f"{m}/{g}" for m in ("occlusion", "lime", "rise") for g in ("full", "roi")]
+FOLDERS = [
+    *ONE_BATCH,
+    *(f"{kind}/{name}" for kind in ("scores", "attributions") for name in EXPLAINED),
+]
+ATTRIBUTIONS = {
+    "figure03_lime_superpixels": ["lime/full"],
+    "figure04_rise": ["rise/roi"],
+    "figure05_occlusion": ["occlusion/full"],
+    "figure06_selective_occlusion": ["occlusion/full", "occlusion/roi"],
+    "figure07_occlusion_overview": ["occlusion/roi"],
+    "figure10_occlusion_maps": ["occlusion/full", "occlusion/roi"],
+    "figure12_lime_stages": ["lime/full", "lime/roi"],
+    "figure13_rise_stages": ["rise/full", "rise/roi"],
+}  # fmt: skip
+
+
+def files_of(root: Path, name: str) -> dict[str, Path]:
+    """What a figure is given: its own attributions and every other file."""
+    own = ATTRIBUTIONS.get(name, [])
+    paths = [
+        root / folder / f"{BATCH}.npz"
+        for folder in FOLDERS
+        if not folder.startswith("attributions/") or folder.removeprefix("attributions/") in own
+    ]
+    paths += [root / f"localizer/{variant}/training.csv" for variant in ("text", "no_text")]
+    paths += [root / "metrics/explanations.parquet", root / "tables/shapley_units.csv"]
+    return sources_of(paths, root)

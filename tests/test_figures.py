@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from skimage.color import rgb2lab
 
 import table_study
-from figure_study import BATCH, CLASSES, drawn_slice, make_study
+from figure_study import ATTRIBUTIONS, BATCH, CLASSES, drawn_slice, files_of, make_study
 from xaiclip.errors import CaseError, Skip
 from xaiclip.explain.attribution import load_attributions
 from xaiclip.explain.store import load_scores
@@ -25,35 +25,6 @@ from xaiclip.report.sources import Settings, sources_of
 from xaiclip.report.words import plain
 
 LIVER = Settings(CLASSES)
-ONE_BATCH = ("slices", "preprocessed", "localization/text", "roi", "segmentation")
-METHODS = [f"{m}/{g}" for m in ("occlusion", "lime", "rise") for g in ("full", "roi")]
-FOLDERS = [
-    *ONE_BATCH,
-    *(f"{kind}/{name}" for kind in ("scores", "attributions") for name in METHODS),
-]
-ATTRIBUTIONS = {
-    "figure03_lime_superpixels": ["lime/full"],
-    "figure04_rise": ["rise/roi"],
-    "figure05_occlusion": ["occlusion/full"],
-    "figure06_selective_occlusion": ["occlusion/full", "occlusion/roi"],
-    "figure07_occlusion_overview": ["occlusion/roi"],
-    "figure10_occlusion_maps": ["occlusion/full", "occlusion/roi"],
-    "figure12_lime_stages": ["lime/full", "lime/roi"],
-    "figure13_rise_stages": ["rise/full", "rise/roi"],
-}  # fmt: skip
-
-
-def files_of(root: Path, name: str) -> dict[str, Path]:
-    """What a figure is given: its own attributions and every other file."""
-    own = ATTRIBUTIONS.get(name, [])
-    paths = [
-        root / folder / f"{BATCH}.npz"
-        for folder in FOLDERS
-        if not folder.startswith("attributions/") or folder.removeprefix("attributions/") in own
-    ]
-    paths += [root / f"localizer/{variant}/training.csv" for variant in ("text", "no_text")]
-    paths += [root / "metrics/explanations.parquet", root / "tables/shapley_units.csv"]
-    return sources_of(paths, root)
 
 
 def words_of(figure: Figure) -> str:

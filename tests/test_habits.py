@@ -61,8 +61,8 @@ def test_a_script_imports_snakemake_for_the_checkers_alone(script):
 
 def test_the_type_checker_reads_all_that_is_no_test():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
-    assert {"scripts", "envs", "benchmarks"} <= set(config["files"])
-    assert "exclude" not in config
+    assert {"scripts", "envs", "benchmarks", "tests"} <= set(config["files"])
+    assert config["exclude"] == "^tests/test_"
     assert recipe("types") == [".venv/bin/mypy"]
     strict = next(one for one in config["overrides"] if one.get("disallow_untyped_defs"))
     assert {"xaiclip.*", "compact.*"} <= set(strict["module"])

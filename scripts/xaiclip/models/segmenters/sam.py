@@ -89,7 +89,7 @@ class SamSegmenter:
             inputs = pad(inputs, self.input_size)
         encoder = self.sam.image_encoder
         with autocast(self.device, self.precision):
-            stock = self.attention == "stock" or torch.is_grad_enabled()
+            stock = self.attention == "stock" or (torch.is_grad_enabled() and inputs.requires_grad)
             return (encoder(inputs) if stock else encode_images(encoder, inputs)).float()
 
     def decode(self, embeddings: Tensor, prompts: Prompts) -> Tensor:
