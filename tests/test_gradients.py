@@ -107,16 +107,17 @@ def test_gradient_shap_equals_captum(batch):
     mine = scorer()
     few, many = (
         asked(
-            gradient_shap, {"samples": n, "deviation": 0.1}, mine=mine, fill="zero", batch=batch
+            gradient_shap, {"samples": n, "deviation": 0.1}, mine=mine, fill="blur", batch=batch
         ).maps
         for n in (5, 11)
     )
+    baseline = fill_image("blur", mine.inputs)[None]
     for o, v, score in each(mine):
-        captum, zeros = GradientShap(score), torch.zeros_like(mine.inputs)[None]
+        captum = GradientShap(score)
 
-        def drawn(*counts, captum=captum, zeros=zeros):
+        def drawn(*counts, captum=captum):
             parts = [
-                n * captum.attribute(mine.inputs[None], zeros, n_samples=n, stdevs=0.1)
+                n * captum.attribute(mine.inputs[None], baseline, n_samples=n, stdevs=0.1)
                 for n in counts
             ]
             return sum(parts)[0].sum(0) / sum(counts)
