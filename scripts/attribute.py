@@ -11,14 +11,15 @@ with job(snakemake) as log:
     import json
     from pathlib import Path
 
-    from xaiclip.data.slices import load_slices
+    from xaiclip.data.record import load_slices
     from xaiclip.device import set_threads
     from xaiclip.errors import Skip, left_out
     from xaiclip.explain.attribution import Attribution, save_attributions, to_canonical_mask
     from xaiclip.explain.runner import attribute_slice
     from xaiclip.explain.store import load_scores
     from xaiclip.explain.values import explained
-    from xaiclip.files import load_arrays
+    from xaiclip.localizer.probabilities import open_probabilities
+    from xaiclip.masks.segmented import open_masks
     from xaiclip.metrics.rows import GUIDANCES, explanation_rows, unreached
     from xaiclip.metrics.schema import EXPLANATIONS, write_table
 
@@ -26,8 +27,8 @@ with job(snakemake) as log:
     set_threads(snakemake.threads)
     slices, missing = load_slices(snakemake.input.slices)
     scores, skips = load_scores(snakemake.input.scores)
-    segmented, _ = load_arrays(snakemake.input.segmentation)
-    _, localization = load_arrays(snakemake.input.localization)
+    with open_probabilities(snakemake.input.localization) as localization:
+        seconds_roi = localization.seconds
     cost = json.loads(Path(snakemake.input.cost).read_text())
     values = explained(tuple(cfg["values"]))
     done = {(one.case, one.slice): one for one in scores}
@@ -46,9 +47,7 @@ with job(snakemake) as log:
             guidance=cfg["guidance"],
             prompt=cfg["prompt"],
             seed=cfg["seed"],
-            segmented={
-                organ: segmented.get(f"{item.key}/{organ}/{cfg['prompt']}") for organ in shown
-            },
+            segmented={organ: segmented.of(item, organ, cfg["prompt"]) for organ in shown},
             reference={
                 organ: None
                 if item.label is None
@@ -56,23 +55,24 @@ with job(snakemake) as log:
                 for organ in shown
             },
             seconds_aggregate=seconds,
-            seconds_roi=localization["seconds"].get(item.key),
+            seconds_roi=seconds_roi.get(item.key),
             cost=cost,
         )
 
-    for item in slices:
-        one = done.get((item.case, item.index))
-        earlier = [s for s in skips if (s.case, s.slice) == (item.case, item.index)]
-        failed: list[Skip] = []
-        attributions: list[Attribution] = []
-        with left_out(failed, item.case, "attribute", item.index):
-            if one:
-                attributions, seconds = attribute_slice(one, cfg["settings"], values)
-                rows += rows_of(item, one, earlier, attributions, seconds)
-        if failed or not one:
-            rows += rows_of(item, None, earlier + failed)
-        else:
-            maps += [(item.case, item.index, attribution) for attribution in attributions]
+    with open_masks(snakemake.input.segmentation) as segmented:
+        for item in slices:
+            one = done.get((item.case, item.index))
+            earlier = [s for s in skips if (s.case, s.slice) == (item.case, item.index)]
+            failed: list[Skip] = []
+            attributions: list[Attribution] = []
+            with left_out(failed, item.case, "attribute", item.index):
+                if one:
+                    attributions, seconds = attribute_slice(one, cfg["settings"], values)
+                    rows += rows_of(item, one, earlier, attributions, seconds)
+            if failed or not one:
+                rows += rows_of(item, None, earlier + failed)
+            else:
+                maps += [(item.case, item.index, attribution) for attribution in attributions]
     guidance, source = GUIDANCES[cfg["guidance"]]
     rows += [
         {

@@ -11,36 +11,36 @@ with job(snakemake) as log:
     import numpy as np
 
     from xaiclip.errors import left_out, whole
-    from xaiclip.files import load_arrays, load_skips, save_arrays
+    from xaiclip.localizer.probabilities import open_probabilities
     from xaiclip.metrics.localization import PooledAuc, localizer_scores
     from xaiclip.metrics.schema import LOCALIZER, write_table
     from xaiclip.preprocess import load_preprocessed
 
     cfg = snakemake.params.cfg
     modality = {case["name"]: case["modality"] for case in cfg["cases"]}
-    maps, _ = load_arrays(snakemake.input.localization)
-    rows, skips = [], whole(load_skips(snakemake.input.localization))
     pooled = PooledAuc(cfg["classes"])
-    for piece in load_preprocessed(snakemake.input.preprocessed):
-        if piece.key not in maps:
-            continue
-        common = {
-            "case": piece.case,
-            "slice": piece.index,
-            "variant": cfg["variant"],
-            "modality": modality[piece.case],
-        }
-        if piece.label is None:
-            rows += [
-                {**common, "class": name, "skipped": "the case has no reference label"}
-                for name in cfg["classes"]
-            ]
-            continue
-        with left_out(skips, piece.case, "evaluate_localizer", piece.index):
-            prob = maps[piece.key].astype(np.float32)
-            scores = localizer_scores(prob, piece.label, cfg["classes"])
-            pooled.update(prob, piece.label)
-            rows += [{**common, **row} for row in scores]
+    with open_probabilities(snakemake.input.localization) as maps:
+        rows, skips = [], whole(maps.skips)
+        for piece in load_preprocessed(snakemake.input.preprocessed):
+            if piece.key not in maps:
+                continue
+            common = {
+                "case": piece.case,
+                "slice": piece.index,
+                "variant": cfg["variant"],
+                "modality": modality[piece.case],
+            }
+            if piece.label is None:
+                rows += [
+                    {**common, "class": name, "skipped": "the case has no reference label"}
+                    for name in cfg["classes"]
+                ]
+                continue
+            with left_out(skips, piece.case, "evaluate_localizer", piece.index):
+                prob = maps[piece.key].astype(np.float32)
+                scores = localizer_scores(prob, piece.label, cfg["classes"])
+                pooled.update(prob, piece.label)
+                rows += [{**common, **row} for row in scores]
     for row in rows:
         if "skipped" not in row and not row["n_pixels"]:
             row["skipped"] = "the reference lacks this class in the slice"
@@ -58,5 +58,4 @@ with job(snakemake) as log:
     ]
     log.info("%d rows", len(rows))
     write_table(snakemake.output.rows, rows, LOCALIZER)
-    meta = {"classes": cfg["classes"], "skips": [skip.to_dict() for skip in skips]}
-    save_arrays(snakemake.output.pooled, {"counts": pooled.counts}, meta)
+    pooled.save(snakemake.output.pooled, skips)

@@ -8,16 +8,15 @@ if TYPE_CHECKING:
     from _job import snakemake
 
 with job(snakemake) as log:
-    from xaiclip.data.slices import load_slices
+    from xaiclip.data.record import load_slices
     from xaiclip.errors import Skip, left_out, whole
-    from xaiclip.files import load_arrays, load_skips
+    from xaiclip.masks.segmented import open_masks
     from xaiclip.metrics.overlap import dice, iou, surface_distances
     from xaiclip.metrics.rows import unreached
     from xaiclip.metrics.schema import SEGMENTER, write_table
 
     cfg = snakemake.params.cfg
     classes = ["background", *cfg["organs"]]
-    masks, _ = load_arrays(snakemake.input.segmentation)
     slices, missing = load_slices(snakemake.input.slices)
     rows = [
         {**case, "organ": organ, "prompt": prompt}
@@ -25,10 +24,6 @@ with job(snakemake) as log:
         for organ in cfg["organs"]
         for prompt in ("roi", "reference")
     ]
-    unsegmented = {
-        (skip.case, skip.slice): skip.reason
-        for skip in whole(load_skips(snakemake.input.segmentation))
-    }
 
     def measured(item, organ, mask):
         """The columns of one organ's mask."""
@@ -52,22 +47,24 @@ with job(snakemake) as log:
             **(surface_distances(mask, reference, item.spacing) if item.geometry.measured else {}),
         }
 
-    for item in slices:
-        for organ in cfg["organs"]:
-            for prompt in ("roi", "reference"):
-                row = {
-                    "case": item.case,
-                    "slice": item.index,
-                    "organ": organ,
-                    "prompt": prompt,
-                    "roi_source": "localizer" if prompt == "roi" else "reference",
-                    "modality": item.modality,
-                }
-                skips: list[Skip] = []
-                with left_out(skips, item.case, "evaluate_segmenter", item.index, organ):
-                    row |= measured(item, organ, masks.get(f"{item.key}/{organ}/{prompt}"))
-                for skip in skips:
-                    row["skipped"] = skip.reason
-                rows.append(row)
+    with open_masks(snakemake.input.segmentation) as masks:
+        unsegmented = {(skip.case, skip.slice): skip.reason for skip in whole(masks.skips)}
+        for item in slices:
+            for organ in cfg["organs"]:
+                for prompt in ("roi", "reference"):
+                    row = {
+                        "case": item.case,
+                        "slice": item.index,
+                        "organ": organ,
+                        "prompt": prompt,
+                        "roi_source": "localizer" if prompt == "roi" else "reference",
+                        "modality": item.modality,
+                    }
+                    skips: list[Skip] = []
+                    with left_out(skips, item.case, "evaluate_segmenter", item.index, organ):
+                        row |= measured(item, organ, masks.of(item, organ, prompt))
+                    for skip in skips:
+                        row["skipped"] = skip.reason
+                    rows.append(row)
     log.info("%d rows", len(rows))
     write_table(snakemake.output.rows, rows, SEGMENTER)

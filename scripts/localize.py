@@ -15,9 +15,10 @@ with job(snakemake) as log:
 
     from xaiclip.device import choose_device, set_threads
     from xaiclip.errors import ConfigError, left_out, refuse_broken, whole
-    from xaiclip.files import load_skips, save_arrays
+    from xaiclip.files import load_skips
     from xaiclip.localizer.backbone import BackboneSettings
     from xaiclip.localizer.model import SIZE, load_localizer, predict, predict_slice
+    from xaiclip.localizer.probabilities import save_probabilities
     from xaiclip.preprocess import load_preprocessed
 
     cfg = snakemake.params.cfg
@@ -40,5 +41,4 @@ with job(snakemake) as log:
     plain = np.full((1, SIZE, SIZE), 100, np.uint8)
     refuse_broken(len(maps), skips, "The localizer", lambda: predict(localizer, plain))
     log.info("%d slices", len(maps))
-    meta = {"seconds": seconds, "classes": cfg["classes"]}
-    save_arrays(snakemake.output[0], maps, {**meta, "skips": [skip.to_dict() for skip in skips]})
+    save_probabilities(snakemake.output[0], maps, seconds, cfg["classes"], skips)

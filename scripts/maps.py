@@ -11,7 +11,7 @@ with job(snakemake) as log:
     from contextlib import ExitStack
     from pathlib import Path
 
-    from xaiclip.data.slices import load_slices
+    from xaiclip.data.record import load_slices
     from xaiclip.explain.attribution import open_attributions
     from xaiclip.export.nifti import write_maps
     from xaiclip.files import write_json
@@ -19,10 +19,10 @@ with job(snakemake) as log:
     case, organs = (snakemake.params.cfg[key] for key in ("case", "organs"))
     slices = {one.index: one for one in load_slices(snakemake.input.slices, [case])[0]}
     with ExitStack() as stack:
-        attributions = {
-            Path(path).parts[-3:-1]: stack.enter_context(open_attributions(path))
-            for path in snakemake.input.attributions
-        }
+        attributions = {}
+        for path in snakemake.input.attributions:
+            method, guidance = Path(path).parts[-3:-1]
+            attributions[method, guidance] = stack.enter_context(open_attributions(path))
         folder = Path(snakemake.output.variants).parent
         skips = write_maps(folder, case, slices, attributions, organs, snakemake.threads)
     log.info("%d maps", sum(1 for _ in folder.rglob("*.nii.gz")))

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from _job import snakemake
 
 with job(snakemake) as log:
-    from xaiclip.data.slices import load_slices
+    from xaiclip.data.record import load_slices
     from xaiclip.errors import Skip
     from xaiclip.preprocess import PreprocessSettings, preprocess_slices, save_preprocessed
 

@@ -8,25 +8,25 @@ if TYPE_CHECKING:
     from _job import snakemake
 
 with job(snakemake) as log:
-    from xaiclip.data.slices import load_slices
+    from xaiclip.data.record import load_slices
     from xaiclip.errors import left_out, whole
-    from xaiclip.files import load_arrays, load_skips
+    from xaiclip.localizer.probabilities import open_probabilities
     from xaiclip.masks.roi import STAGE, RoiSettings, rois_of, save_rois
     from xaiclip.preprocess import Letterbox
 
     cfg = snakemake.params.cfg
     slices, _ = load_slices(snakemake.input.slices)
-    probabilities, _ = load_arrays(snakemake.input.localization)
     settings = RoiSettings(**cfg["roi"])
-    rois, skips = {}, whole(load_skips(snakemake.input.localization))
-    for item in slices:
-        if item.key not in probabilities:
-            continue
-        with left_out(skips, item.case, STAGE, item.index):
-            maps = probabilities[item.key]
-            letterbox = Letterbox.fit(item.image.shape, maps.shape[-1])
-            rois[item.key], empty = rois_of(item, maps, letterbox, cfg["classes"], settings)
-            for skip in empty:
-                log.warning("%s, %s: %s", skip.case, skip.organ, skip.reason)
-            skips += empty
+    with open_probabilities(snakemake.input.localization) as probabilities:
+        rois, skips = {}, whole(probabilities.skips)
+        for item in slices:
+            if item.key not in probabilities:
+                continue
+            with left_out(skips, item.case, STAGE, item.index):
+                maps = probabilities[item.key]
+                letterbox = Letterbox.fit(item.image.shape, maps.shape[-1])
+                rois[item.key], empty = rois_of(item, maps, letterbox, cfg["classes"], settings)
+                for skip in empty:
+                    log.warning("%s, %s: %s", skip.case, skip.organ, skip.reason)
+                skips += empty
     save_rois(snakemake.output[0], rois, skips)

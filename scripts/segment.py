@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 with job(snakemake) as log:
     from typing import Any
 
-    from xaiclip.data.slices import load_slices
+    from xaiclip.data.record import SliceName, load_slices
     from xaiclip.device import set_threads
     from xaiclip.errors import Skip, left_out, refuse_broken, whole
-    from xaiclip.files import save_arrays
     from xaiclip.masks.roi import SOURCES_OF_PROMPT, load_rois
+    from xaiclip.masks.segmented import save_masks
     from xaiclip.models.segmenters.loading import load_segmenter
     from xaiclip.models.segmenters.predict import plain_slice, segment_slice
     from xaiclip.preprocess import load_preprocessed
@@ -25,7 +25,7 @@ with job(snakemake) as log:
     slices = load_slices(snakemake.input.slices)[0]
     rois, earlier = load_rois(snakemake.input.roi)
     enhanced = {piece.key: piece for piece in load_preprocessed(snakemake.input.preprocessed)}
-    masks: dict[str, Any] = {}
+    masks: dict[tuple[SliceName, str, str], Any] = {}
     done, skips = 0, whole(earlier)
 
     def segmented(item):
@@ -33,7 +33,7 @@ with job(snakemake) as log:
         image = item.image
         if cfg["segmenter"]["input"] == "preprocessed":
             image = enhanced[item.key].on_slice_grid()
-        found: dict[str, Any] = {}
+        found: dict[tuple[SliceName, str, str], Any] = {}
         without: list[Skip] = []
         for prompt, source in SOURCES_OF_PROMPT.items():
             boxes = {
@@ -42,7 +42,7 @@ with job(snakemake) as log:
                 if source in rois[item.key][organ]
             }
             of_organ = segment_slice(segmenter, image, boxes)
-            found |= {f"{item.key}/{organ}/{prompt}": mask for organ, mask in of_organ.items()}
+            found |= {(item, organ, prompt): mask for organ, mask in of_organ.items()}
             without += [
                 Skip(item.case, "segment", f"no {prompt} box: the ROI is empty", item.index, organ)
                 for organ in cfg["organs"]
@@ -67,4 +67,4 @@ with job(snakemake) as log:
     boxes = dict.fromkeys(cfg["organs"], box)
     refuse_broken(done, skips, "The segmenter", lambda: segment_slice(segmenter, image, boxes))
     log.info("%d masks in %d slices", len(masks), done)
-    save_arrays(snakemake.output[0], masks, {"skips": [skip.to_dict() for skip in skips]})
+    save_masks(snakemake.output[0], masks, skips)

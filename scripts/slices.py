@@ -12,8 +12,9 @@ with job(snakemake) as log:
     from dataclasses import replace
 
     from xaiclip.data.footprint import checksum
+    from xaiclip.data.record import save_slices
     from xaiclip.data.sheet import Case
-    from xaiclip.data.slices import STAGE, save_slices, take_slices
+    from xaiclip.data.slices import STAGE, take_slices
     from xaiclip.files import write_json
     from xaiclip.privacy import case_files
 

@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from _job import snakemake
 
 with job(snakemake):
-    from xaiclip.files import load_arrays
     from xaiclip.metrics.localization import PooledAuc
     from xaiclip.report.tables.data import read_rows, write
     from xaiclip.report.tables.left_out import read_skips
@@ -18,7 +17,7 @@ with job(snakemake):
     pooled: dict[str, PooledAuc] = {}
     for path in snakemake.input.pooled:
         variant = "no_text" if "/no_text_" in path else "text"
-        one = PooledAuc(cfg["classes"], load_arrays(path)[0]["counts"])
+        one = PooledAuc.load(path)
         pooled[variant] = pooled[variant] + one if variant in pooled else one
     table = table2(
         read_rows(snakemake.input.localizer, COLUMNS),

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn.functional import adaptive_avg_pool2d
 
 from xaiclip.data.geometry import Geometry
-from xaiclip.data.slices import Slice, save_slices
+from xaiclip.data.record import Slice, SliceName, save_slices
 from xaiclip.errors import Skip
 from xaiclip.explain import method
 from xaiclip.explain.attribution import (
+    Attribution,
     save_attributions,
     to_canonical_image,
     to_canonical_mask,
@@ -24,12 +27,16 @@ from xaiclip.explain.engine import ScoreTable
 from xaiclip.explain.plan import Context, Plan
 from xaiclip.explain.runner import attribute_slice
 from xaiclip.explain.store import SliceScores, save_scores
-from xaiclip.files import save_arrays
+from xaiclip.localizer.probabilities import save_probabilities
 from xaiclip.masks.roi import RoiSettings, load_rois, rois_of, save_rois
+from xaiclip.masks.segmented import save_masks
 from xaiclip.metrics.rows import explanation_rows
 from xaiclip.metrics.schema import EXPLANATIONS, write_table
-from xaiclip.organs import SIX_CLASSES, organs_of
+from xaiclip.organs import OUTSIDE, REST, SIX_CLASSES, organs_of
 from xaiclip.preprocess import Letterbox, preprocess_slices, save_preprocessed
+from xaiclip.report.sources import sources_of
+from xaiclip.report.tables.data import write
+from xaiclip.report.tables.shapley_units import COLUMNS, shapley_units
 
 CLASSES = list(SIX_CLASSES)
 ORGANS = organs_of(CLASSES)
@@ -83,7 +90,8 @@ def make_study(
     seen = {item.key: item.label for item in truth or slices}
     save_slices(root / f"slices/{BATCH}.npz", slices, skips)
     save_preprocessed(root / f"preprocessed/{BATCH}.npz", preprocess_slices(slices))
-    maps, rois, masks = {}, {}, {}
+    maps, rois = {}, {}
+    masks: dict[tuple[SliceName, str, str], NDArray[np.bool_]] = {}
     for item in slices:
         label = seen[item.key]
         assert label is not None
@@ -96,23 +104,18 @@ def make_study(
         for index, organ in enumerate(ORGANS, start=1):
             mask = ndimage.binary_opening(label == index, iterations=2)
             if mask.any():
-                masks[f"{item.key}/{organ}/roi"] = mask
-    save_arrays(
-        root / f"localization/text/{BATCH}.npz",
-        maps,
-        {"seconds": dict.fromkeys(maps, 0.03), "classes": CLASSES},
-    )
+                masks[item, organ, "roi"] = mask
+    localized = dict.fromkeys(maps, 0.03)
+    save_probabilities(root / f"localization/text/{BATCH}.npz", maps, localized, CLASSES)
     save_rois(root / f"roi/{BATCH}.npz", rois)
     reason = "the unperturbed segmentation is empty"
     left_out = [
         Skip(item.case, "segment", reason, item.index, organ)
         for item in slices
         for organ in ORGANS
-        if f"{item.key}/{organ}/roi" not in masks
+        if (item, organ, "roi") not in masks
     ]
-    save_arrays(
-        root / f"segmentation/{BATCH}.npz", masks, {"skips": [s.to_dict() for s in left_out]}
-    )
+    save_masks(root / f"segmentation/{BATCH}.npz", masks, left_out)
     regions, _ = load_rois(root / f"roi/{BATCH}.npz")
     rows: list[dict[str, Any]] = []
     for name in settings:
@@ -120,9 +123,9 @@ def make_study(
             done, attributions = [], []
             for item in slices:
                 mine = {
-                    organ: masks[f"{item.key}/{organ}/roi"]
+                    organ: masks[item, organ, "roi"]
                     for organ in ORGANS
-                    if f"{item.key}/{organ}/roi" in masks
+                    if (item, organ, "roi") in masks
                     and regions[item.key][organ]["localizer"].mask.any()
                 }
                 one = scored(item, mine, name, guidance, settings[name], regions[item.key])
@@ -152,6 +155,7 @@ def make_study(
             save_scores(root / "scores" / folder, done, left_out)
             save_attributions(root / "attributions" / folder, attributions)
     write_table(root / "metrics/explanations.parquet", rows, EXPLANATIONS)
+    write_units(root, {organ for _, organ, _ in masks}, guidances)
     for variant, gain in (("text", 1.0), ("no_text", 0.85)):
         write_history(root / f"localizer/{variant}/training.csv", gain)
     return root
@@ -205,8 +209,36 @@ def _table(plan: Plan, masks: np.ndarray) -> ScoreTable:
     scores = np.stack([dice, dice**1.2, dice, dice / (2 - dice)], axis=-1)
     n = plan.n_forwards
     seconds = {"perturb": 0.004 * n, "encode": 0.03 * n, "decode": 0.01 * n, "total": 0.045 * n}
-    baseline = np.tile(np.float32([0.98, 0.97, 1.0, 1.0]), (len(masks), 1))
+    baseline = np.tile(np.array([0.98, 0.97, 1.0, 1.0], np.float32), (len(masks), 1))
     return ScoreTable(scores.astype(np.float32), baseline, VALUES, seconds, n)
+
+
+def write_units(root: Path, explained: Iterable[str], guidances: Sequence[str]) -> None:
+    """The table of units: each organ hangs on itself, and a little on all that is there."""
+    paths = [root / f"attributions/shapley/{guidance}/{BATCH}.npz" for guidance in guidances]
+    organs = [organ for organ in ORGANS if organ in explained]
+    blank = np.zeros((512, 512), np.float32)
+    for path in paths:
+        maps = [
+            Attribution(
+                organ,
+                "value",
+                "soft_dice",
+                blank,
+                ("coalitions",),
+                units={
+                    unit: 0.3 if unit == organ else 0.02 * place - 0.05
+                    for place, unit in enumerate((*organs, REST, OUTSIDE))
+                },
+            )
+            for organ in organs
+        ]
+        save_attributions(path, [("a", 7, one) for one in maps])
+    nothing = pd.DataFrame(columns=COLUMNS)
+    table = shapley_units(
+        paths, nothing, classes=CLASSES, settings={"regions": "prediction"}, resamples=100
+    )
+    write(table, root / "tables/shapley_units.csv", root / "tables/shapley_units.md")
 
 
 def write_history(path: Path, gain: float = 1.0, epochs: int = 12) -> None:
@@ -222,3 +254,35 @@ def write_history(path: Path, gain: float = 1.0, epochs: int = 12) -> None:
         lines.append(",".join(map(str, values)))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+#: What a study's figures are given, by folder.
+ONE_BATCH = ("slices", "preprocessed", "localization/text", "roi", "segmentation")
+EXPLAINED = [f"{m}/{g}" for m in ("occlusion", "lime", "rise") for g in ("full", "roi")]
+FOLDERS = [
+    *ONE_BATCH,
+    *(f"{kind}/{name}" for kind in ("scores", "attributions") for name in EXPLAINED),
+]
+ATTRIBUTIONS = {
+    "figure03_lime_superpixels": ["lime/full"],
+    "figure04_rise": ["rise/roi"],
+    "figure05_occlusion": ["occlusion/full"],
+    "figure06_selective_occlusion": ["occlusion/full", "occlusion/roi"],
+    "figure07_occlusion_overview": ["occlusion/roi"],
+    "figure10_occlusion_maps": ["occlusion/full", "occlusion/roi"],
+    "figure12_lime_stages": ["lime/full", "lime/roi"],
+    "figure13_rise_stages": ["rise/full", "rise/roi"],
+}  # fmt: skip
+
+
+def files_of(root: Path, name: str) -> dict[str, Path]:
+    """What a figure is given: its own attributions and every other file."""
+    own = ATTRIBUTIONS.get(name, [])
+    paths = [
+        root / folder / f"{BATCH}.npz"
+        for folder in FOLDERS
+        if not folder.startswith("attributions/") or folder.removeprefix("attributions/") in own
+    ]
+    paths += [root / f"localizer/{variant}/training.csv" for variant in ("text", "no_text")]
+    paths += [root / "metrics/explanations.parquet", root / "tables/shapley_units.csv"]
+    return sources_of(paths, root)

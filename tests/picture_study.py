@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from figure_study import BATCH, CLASSES, ORGANS, drawn_slice, make_study
-from test_figures import files_of
+from figure_study import BATCH, CLASSES, ORGANS, drawn_slice, files_of, make_study
 from xaiclip.explain.store import load_scores
 from xaiclip.masks.roi import load_rois
 from xaiclip.preprocess import Letterbox
@@ -131,6 +130,7 @@ def limit(*maps: np.ndarray) -> float:
 
 def is_symmetric(heat: Heat, *maps: np.ndarray) -> None:
     assert heat.norm.vmax == pytest.approx(limit(*maps), rel=1e-6)
+    assert heat.norm.vmax is not None
     assert heat.norm.vmin == -heat.norm.vmax
 
 

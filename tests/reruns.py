@@ -51,7 +51,7 @@ def plan(directory, config, targets=(), root=ROOT, executor="dryrun"):
         workflow.dag(settings).execute_workflow(executor=executor)
         dag = workflow._workflow.dag
     jobs = [job for job in dag.jobs if job.rule.name != "all"]
-    readers = {_name(job): set() for job in jobs}
+    readers: dict[str, set[str]] = {_name(job): set() for job in jobs}
     for job in jobs:
         for source in dag.dependencies[job]:
             readers[_name(source)].add(_name(job))
@@ -97,6 +97,17 @@ def replaced(path):
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+@contextmanager
+def removed(path):
+    """Not there, and as before when it is back."""
+    aside = path.with_name(f".{path.name}.aside")
+    path.rename(aside)
+    try:
+        yield
+    finally:
+        aside.rename(path)
+
+
 if __name__ == "__main__":
     directory, out = sys.argv[1], os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Snakemake prints where it likes
@@ -107,6 +118,9 @@ if __name__ == "__main__":
     plans = [plan(directory, config, root=root) for config in request["configs"]]
     for name in request.get("replaced", ()):
         with replaced(Path(directory, name)):
+            plans.append(plan(directory, request["configs"][0], root=root))
+    for name in request.get("removed", ()):
+        with removed(Path(directory, name)):
             plans.append(plan(directory, request["configs"][0], root=root))
     answer = {
         "plans": [made for made, _, _ in plans],

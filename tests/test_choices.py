@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from figure_study import files_of
 from picture_study import (
     SPLEEN,
     Stored,
     is_symmetric,
-    make_files,
     only,
-    some_slices,
 )
-from test_figures import files_of
 from xaiclip.errors import CaseError
 from xaiclip.explain.attribution import Attribution
 from xaiclip.report import sources
@@ -27,21 +25,7 @@ from xaiclip.report.picture import (
 )
 
 
-@pytest.fixture(scope="module")
-def slices() -> dict[str, Any]:
-    return some_slices()
-
-
-@pytest.fixture(scope="module")
-def root(slices: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_files(slices, tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def stored(root: Path) -> Stored:
-    return Stored(root)
-
-
+@pytest.mark.slow
 def test_each_slice_of_a_case_has_its_own_maps_and_plans(
     root: Path, slices: dict[str, Any], stored: Stored
 ) -> None:

@@ -17,14 +17,17 @@ import published
 from compact import phantom
 from test_workflow import ROOT, snakemake
 from xaiclip.data import chaos, flare22, saros
+from xaiclip.data.record import load_slices
 from xaiclip.data.sheet import Case, read_sheet, write_sheet
-from xaiclip.data.slices import load_slices, take_slices
+from xaiclip.data.slices import take_slices
 from xaiclip.data.volumes import check_same_grid, read_volume
 from xaiclip.errors import CaseError, ConfigError, Skip
 from xaiclip.organs import FLARE22
 from xaiclip.published import catalogue
 from xaiclip.published.catalogue import DATASETS, entries
 from xaiclip.published.checked import remember
+
+pytestmark = pytest.mark.slow
 
 SHAPE = (14, 11, 7)
 LPS = np.array([[-1.5, 0, 0, 20], [0, -2, 0, 30], [0, 0, 3, -40], [0, 0, 0, 1.0]])

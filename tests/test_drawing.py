@@ -12,7 +12,7 @@ from matplotlib.contour import ContourSet
 from numpy.testing import assert_allclose, assert_array_equal
 from skimage.segmentation import find_boundaries
 
-from picture_study import PICTURES, make_files, picture, some_slices
+from picture_study import PICTURES, picture
 from xaiclip.report import colours, style
 from xaiclip.report.figures import draw
 from xaiclip.report.picture import (
@@ -26,20 +26,10 @@ from xaiclip.report.picture import (
     Words,
 )
 
-
-@pytest.fixture(scope="module")
-def slices() -> dict[str, Any]:
-    return some_slices()
-
-
-@pytest.fixture(scope="module")
-def root(slices: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_files(slices, tmp_path_factory.mktemp("runs"))
-
-
 # --- the drawing shows the data ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PICTURES)
 def test_the_drawing_shows_the_data(root: Path, name: str) -> None:
     data = picture(root, name)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from figure_study import BATCH, COST, ORGANS, drawn_slice, make_study
-from xaiclip.data.slices import load_slices
+from xaiclip.data.record import load_slices
 from xaiclip.explain.attribution import to_canonical_mask
 from xaiclip.explain.store import load_scores
 from xaiclip.masks.roi import load_rois
@@ -138,6 +138,7 @@ def test_what_a_job_runs_is_what_its_hash_holds(study, script):
 KEYS = ["case", "organ", "guidance", "variant", "value"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", ["full", "roi"])
 def test_rows_are_those_of_the_library(study, guidance):
     """The made-up study called it by itself, with masks and references of its own making."""

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from skimage.color import rgb2lab
 
 import table_study
-from figure_study import BATCH, CLASSES, drawn_slice, make_study
+from figure_study import ATTRIBUTIONS, BATCH, CLASSES, drawn_slice, files_of, make_study
 from xaiclip.errors import CaseError, Skip
 from xaiclip.explain.attribution import load_attributions
 from xaiclip.explain.store import load_scores
@@ -25,34 +25,6 @@ from xaiclip.report.sources import Settings, sources_of
 from xaiclip.report.words import plain
 
 LIVER = Settings(CLASSES)
-ONE_BATCH = ("slices", "preprocessed", "localization/text", "roi", "segmentation")
-METHODS = [f"{m}/{g}" for m in ("occlusion", "lime", "rise") for g in ("full", "roi")]
-FOLDERS = [
-    *ONE_BATCH,
-    *(f"{kind}/{name}" for kind in ("scores", "attributions") for name in METHODS),
-]
-ATTRIBUTIONS = {
-    "figure03_lime_superpixels": ["lime/full"],
-    "figure04_rise": ["rise/roi"],
-    "figure05_occlusion": ["occlusion/full"],
-    "figure06_selective_occlusion": ["occlusion/full", "occlusion/roi"],
-    "figure07_occlusion_overview": ["occlusion/roi"],
-    "figure10_occlusion_maps": ["occlusion/full", "occlusion/roi"],
-    "figure12_lime_stages": ["lime/full", "lime/roi"],
-    "figure13_rise_stages": ["rise/full", "rise/roi"],
-}  # fmt: skip
-
-
-def files_of(root: Path, name: str) -> dict[str, Path]:
-    """What a figure is given: its own attributions and every other file."""
-    own = ATTRIBUTIONS.get(name, [])
-    paths = [
-        root / folder / f"{BATCH}.npz"
-        for folder in FOLDERS
-        if not folder.startswith("attributions/") or folder.removeprefix("attributions/") in own
-    ]
-    paths += [root / f"localizer/{variant}/training.csv" for variant in ("text", "no_text")]
-    return sources_of([*paths, root / "metrics/explanations.parquet"], root)
 
 
 def words_of(figure: Figure) -> str:
@@ -93,10 +65,12 @@ PARTS = {
     "figure11_lime_distributions": (2, 0, 6),
     "figure12_lime_stages": (6, 1, 2),
     "figure13_rise_stages": (6, 5, 1),
+    "shapley_matrix": (2, 1, 0),
     "training_curves": (3, 0, 0),
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_drawn_and_saved(study: Path, name: str, tmp_path: Path) -> None:
     figure = FIGURES[name](files_of(study, name), LIVER)
@@ -128,6 +102,7 @@ def test_the_same_files_give_the_same_bytes(study: Path, tmp_path: Path) -> None
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTRIBUTIONS)
 def test_titles_name_the_case_and_axes_have_units(study: Path, name: str) -> None:
     words = words_of(FIGURES[name](files_of(study, name), replace(LIVER, case="b")))
@@ -149,6 +124,7 @@ def test_titles_name_the_case_and_axes_have_units(study: Path, name: str) -> Non
         ("figure10_occlusion_maps", "No organ of this batch is explained by occlusion."),
         ("figure08_comparison", "No organ of any case is explained: see skipped.tsv"),
         ("figure11_lime_distributions", "No organ of any case is explained"),
+        ("shapley_matrix", "No organ of any case is explained"),
     ],
 )  # fmt: skip
 def test_an_empty_study_gets_a_sentence(empty: Path, name: str, sentence: str) -> None:
@@ -198,6 +174,7 @@ def test_a_case_without_a_reference_says_so(study: Path) -> None:
     assert "This case has no reference." in words_of(FIGURES[name](files_of(study, name), LIVER))
 
 
+@pytest.mark.slow
 def test_an_estimator_that_is_switched_off(tmp_path: Path) -> None:
     settings = {"rise": {"masks": 12, "estimators": ["covariance"]}}
     make_study(tmp_path, [drawn_slice("a")], settings=settings)
@@ -211,6 +188,7 @@ NASTY = ["$\\frac{1}{2$", "cost $5$ each", "two\nlines", "<script>", "a\x1b[31mb
          "\\$x", "100%", "{0}", "$"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NASTY)
 def test_names_are_shown_letter_by_letter(tmp_path: Path, name: str) -> None:
     """As names of a case and of an organ; figures are drawn, saved, and read no mathematics."""
@@ -250,6 +228,7 @@ def test_names_are_shown_letter_by_letter(tmp_path: Path, name: str) -> None:
     assert words.count(shown) == 3  # the word, the note, and the side
 
 
+@pytest.mark.slow
 def test_a_method_of_a_nasty_name_is_drawn(tmp_path: Path) -> None:
     rows = [
         {**row, "method": "$m|\n$"} if row["method"] == "gradient" else row

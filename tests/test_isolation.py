@@ -12,7 +12,7 @@ import torch
 
 from explain_fakes import FakeSegmenter
 from in_process import Named, run_script
-from xaiclip.data.slices import load_slices
+from xaiclip.data.record import load_slices
 from xaiclip.errors import ConfigError, StorageError
 
 CLASSES = ["background", "spleen", "liver"]
@@ -257,18 +257,22 @@ class Study:
             self.script(script, files, output, cfg)
 
     def figures(self):
-        for name, sources in {
+        sources = {
             "figure02_preprocessing": ["slices", "preprocessed"],
             "figure07_occlusion_overview": [
                 *("slices", "localization/text", "roi", "segmentation"),
                 *("scores/occlusion/roi", "attributions/occlusion/roi"),
             ],
             "figure09_localization": ["slices", "localization/text"],
-        }.items():
-            files = [self.at(f"{source}/{BATCH}.npz") for source in sources]
-            cfg = {"figure": name, "classes": CLASSES, "case": None, "organ": "liver"}
-            cfg |= {"prompt": "roi", "dpi": 40}
-            self.script("figure", files, Named(self.at(f"figures/{name}.png")), cfg)
+        }
+        files = {
+            name: [self.at(f"{one}/{BATCH}.npz") for one in every]
+            for name, every in sources.items()
+        }
+        settings = {"classes": CLASSES, "case": None, "organ": "liver", "prompt": "roi", "dpi": 40}
+        inputs = [one for every in files.values() for one in every]
+        outputs = Named(*(self.at(f"figures/{name}.png") for name in files))
+        self.script("figures", inputs, outputs, {"figures": files, "settings": settings})
 
     def skips(self):
         return pd.read_csv(self.results / "skipped.tsv", sep="\t", keep_default_na=False)
@@ -347,6 +351,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.slow
 def test_nothing_is_left_out_of_the_undisturbed_study(study):
     assert study.explained().skipped.isna().all()
     assert len(study.explained()) == len(CASES) * len(ORGANS)
@@ -373,6 +378,7 @@ ERRORS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "error"),
     [(stage, RuntimeError("planted")) for stage in PLANTED] + [("localize", e) for e in ERRORS],
@@ -413,6 +419,7 @@ def test_a_case_costs_itself_alone(study, monkeypatch, stage, error):
         assert rows.dice.isna().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["slices", "localize", "roi", "score"])
 def test_tables_and_figures_are_drawn_of_nothing(study, monkeypatch, stage):
     """Every case fails, and a plain image does not: there is nothing wrong with the models."""
@@ -460,7 +467,7 @@ def test_an_interrupt_ends_the_job(study, monkeypatch, stage):
         ),
         (
             "score",
-            "xaiclip.targets.SegmenterScorer.of_slice",
+            "xaiclip.targets.decode",
             "The model under 'occlusion' fails on a",
         ),
     ],
@@ -481,6 +488,7 @@ def test_a_gpu_that_broke_down_is_no_case(study, monkeypatch):
     assert "illegal memory access" in study.log("segment").read_text()
 
 
+@pytest.mark.slow
 def test_a_case_that_a_later_stage_lacks_keeps_its_first_reason(study, monkeypatch):
     plant(monkeypatch, *PLANTED["preprocess"])
     shutil.rmtree(study.results / "figures")

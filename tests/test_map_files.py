@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from xaiclip.data.geometry import Geometry
-from xaiclip.data.slices import Slice, load_slices, save_slices
+from xaiclip.data.record import Slice, load_slices, save_slices
 from xaiclip.errors import Skip
 from xaiclip.explain.attribution import Attribution, open_attributions, save_attributions
 from xaiclip.export import nifti

@@ -19,10 +19,8 @@ from picture_study import (
     is_segmentation,
     is_symmetric,
     kinds,
-    make_files,
     only,
     picture,
-    some_slices,
     texts,
 )
 from xaiclip.preprocess import Letterbox
@@ -37,22 +35,6 @@ from xaiclip.report.picture import (
     Segments,
     Words,
 )
-
-
-@pytest.fixture(scope="module")
-def slices() -> dict[str, Any]:
-    return some_slices()
-
-
-@pytest.fixture(scope="module")
-def root(slices: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_files(slices, tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def stored(root: Path) -> Stored:
-    return Stored(root)
-
 
 # --- each figure's data ---
 

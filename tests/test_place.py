@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xaiclip.data.geometry import Geometry
-from xaiclip.data.slices import Slice
+from xaiclip.data.record import Slice
 from xaiclip.data.volumes import restore
 from xaiclip.explain import lime
 from xaiclip.explain.attribution import to_canonical_image, to_canonical_mask, to_slice_grid

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from xaiclip.data.geometry import Geometry
-from xaiclip.data.slices import Slice
+from xaiclip.data.record import Slice
 from xaiclip.preprocess import (
     Letterbox,
     PreprocessSettings,

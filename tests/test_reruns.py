@@ -18,6 +18,8 @@ import yaml
 
 from xaiclip.config import complete
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 BASE = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text(encoding="utf-8"))
 *ROWS, EXCEPT = yaml.safe_load((ROOT / "tests" / "reruns.yaml").read_text(encoding="utf-8"))
@@ -64,9 +66,7 @@ def expected(direct, readers):
     """The jobs that read a key, and all that reads their results; always provenance.json."""
     found, waiting = {"provenance"}, []
     for word in direct:
-        if word == "figures":
-            waiting += [job for job in readers if job.startswith("figure")] + ["training_curves"]
-        elif word.endswith("*"):
+        if word.endswith("*"):
             waiting += [word.replace("*", method) for method in METHODS]
         else:
             waiting.append(word)
@@ -80,7 +80,7 @@ def expected(direct, readers):
 
 def rows():
     return [
-        (key, value, row["reruns"], "spares" in row, row.get("with", {}))
+        (key, value, row["reruns"], row.get("with", {}))
         for row in MATRIX
         for key, value in row["keys"].items()
     ]
@@ -133,13 +133,20 @@ def test_nothing_reruns_where_nothing_changed(answers):
 
 @pytest.mark.parametrize("number", range(len(rows())), ids=[key for key, *_ in rows()])
 def test_a_key_reruns_what_reads_it_and_no_more(answers, number):
-    key, _, direct, spares, own = rows()[number]
+    key, _, direct, own = rows()[number]
     plan, readers = answers[json.dumps(own)][key]
     wanted = expected(direct, readers)
-    if spares:  # the batch of the figures' case is left alone; these two draw all cases
-        whole = ("figure08_comparison", "figure11_lime_distributions")
-        wanted = {job for job in wanted if not job.startswith("figure") or job in whole}
     assert set(plan) == wanted
+
+
+def test_a_deleted_map_is_made_again_and_no_other_case_s(study, answers):
+    """One that the tables show, and those that they do not."""
+    names = ["test_ct_000/liver_rise_roi.nii.gz", "test_mr_000/variants"]
+    removed = [f"results/tiny/maps/{name}" for name in names]
+    nothing, *plans = ask(study, [BASE], pretend=False, removed=removed)["plans"]
+    assert nothing == {}
+    report = ("skipped", "table2", "table3", "table_segmenter", "provenance")
+    assert plans == [{"maps": 1, **dict.fromkeys(report, 1)}] * 2
 
 
 SHEET = """case image label modality split

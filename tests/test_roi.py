@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from xaiclip.data.geometry import Geometry
-from xaiclip.data.slices import Slice
+from xaiclip.data.record import Slice
 from xaiclip.errors import Skip
 from xaiclip.masks.roi import (
     RoiSettings,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xaiclip.data.geometry import Geometry
-from xaiclip.data.slices import Slice
+from xaiclip.data.record import Slice
 from xaiclip.errors import Skip
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.explain.engine import ScoreTable

@@ -11,15 +11,9 @@ from hypothesis.extra import numpy as hnp
 
 from xaiclip.data.geometry import Geometry, Volume, display
 from xaiclip.data.labels import map_labels
+from xaiclip.data.record import load_slices, save_slices
 from xaiclip.data.sheet import Case
-from xaiclip.data.slices import (
-    choose_slices,
-    load_slices,
-    save_slices,
-    take_slices,
-    window_ct,
-    window_mr,
-)
+from xaiclip.data.slices import choose_slices, take_slices, window_ct, window_mr
 from xaiclip.data.volumes import restore
 from xaiclip.errors import CaseError, Caution, Skip
 from xaiclip.files import load_meta

@@ -147,7 +147,8 @@ def test_every_job_succeeds_with_what_its_rule_declares(runs, record_property):
         "cost": (1, 2, 1, 6000, 30),
         "score": (6, 2, 1, 6000, 240),
         "data_phantom_preprocess_slices": (2, 2, 0, 2000, 10 + 60 + 30),
-        "maps_attribute_maps": (6, 1, 0, 3000, 60 + 60),
+        "attributions_attribute": (6, 1, 0, 3000, 60),
+        "maps_maps": (2, 2, 0, 2000, 60),
         "organs_evaluate_localizer_evaluate_segmenter_localize_roi_segment": (
             *(1, 2, 1, 6000),
             60 + 30 + 60 + 30,

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from xaiclip.data.geometry import Geometry
-from xaiclip.data.slices import Slice, save_slices
+from xaiclip.data.record import Slice, save_slices
 from xaiclip.errors import Caution, Skip
 from xaiclip.files import save_arrays
 from xaiclip.metrics.schema import SEGMENTER, write_table

@@ -19,7 +19,7 @@ from xaiclip.organs import organs_of
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from xaiclip.data.slices import Slice
+    from xaiclip.data.record import Slice
     from xaiclip.models.segmenters.base import Segmenter
 
     Progress = bool | Callable[[int, int], None]
@@ -147,6 +147,23 @@ def regions_of(
             found[organ] = mask.astype(bool)
     located = any(isinstance(roi, Roi) for roi in rois.values())
     return found, guidance, "localizer" if located else "given"
+
+
+def units_of(
+    item: Slice,
+    source: str | None,
+    rois: Mapping[str, ArrayLike | Roi] | None,
+    classes: Sequence[str],
+) -> dict[str, NDArray[np.bool_]]:
+    """The organs' regions that a method's setting ``regions`` asks for."""
+    if source == "label":
+        return _reference(item, classes)
+    if source != "localizer":
+        return {}
+    found = {organ: one.mask for organ, one in (rois or {}).items() if isinstance(one, Roi)}
+    if not found:
+        raise ConfigError("regions is 'localizer': give the rois that locate(…) found.")
+    return found
 
 
 class Reporting:

@@ -15,7 +15,7 @@ from xaiclip.errors import CaseError, ConfigError, StorageError
 from xaiclip.organs import SIX_CLASSES, file_stem
 
 if TYPE_CHECKING:
-    from xaiclip.data.slices import Slice
+    from xaiclip.data.record import Slice
     from xaiclip.explanation import Explanation
     from xaiclip.localizer.locating import Locator
 

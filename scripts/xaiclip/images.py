@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from xaiclip.data.geometry import Geometry, oriented_affine
 from xaiclip.data.grey_values import implausible
 from xaiclip.data.picture import PICTURES
+from xaiclip.data.record import Slice
 from xaiclip.data.sheet import MODALITIES, Case
-from xaiclip.data.slices import Slice, take_slices, window_ct, window_mr
+from xaiclip.data.slices import take_slices, window_ct, window_mr
 from xaiclip.data.volumes import read_volume
 from xaiclip.errors import CaseError, named_extras
 from xaiclip.organs import FLARE22, SIX_CLASSES

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from xaiclip.data.record import Slice, SliceName
 from xaiclip.errors import Skip, left_out
 from xaiclip.explain.settings import setting
-from xaiclip.files import load_arrays, save_arrays
-
-if TYPE_CHECKING:
-    from xaiclip.data.slices import Slice
+from xaiclip.files import load_meta, open_arrays, save_arrays
 
 STAGE = "preprocess"
 
@@ -147,26 +145,18 @@ def enhance(
 
 
 @dataclass(frozen=True, eq=False)
-class Preprocessed:
+class Preprocessed(SliceName):
     """A slice as the localizer sees it.
 
     Attributes:
-        case, index: where it comes from.
         image: uint8 (size, size).
         label: uint8 (size, size) class indices, 255 = not labelled; None without reference.
         letterbox: the way back to the slice.
     """
 
-    case: str
-    index: int
     image: NDArray[np.uint8]
     label: NDArray[np.uint8] | None
     letterbox: Letterbox
-
-    @property
-    def key(self) -> str:
-        """As in `Slice.key`."""
-        return f"{self.case}/{self.index}"
 
     def on_slice_grid(self) -> NDArray[np.uint8]:
         """The enhanced image, uint8 (H, W)."""
@@ -224,14 +214,23 @@ def save_preprocessed(
     save_arrays(path, arrays, {"slices": rows, "skips": [skip.to_dict() for skip in skips]})
 
 
-def load_preprocessed(path: str | os.PathLike[str]) -> list[Preprocessed]:
-    """Read what `save_preprocessed` wrote."""
-    arrays, meta = load_arrays(path)
+def load_preprocessed(
+    path: str | os.PathLike[str], keys: Container[str] | None = None
+) -> list[Preprocessed]:
+    """Read what `save_preprocessed` wrote: the slices of these keys, or all."""
     pieces = []
-    for row in meta["slices"]:
-        key = f"{row['case']}/{row['index']}"
-        box = row["letterbox"]
-        letterbox = Letterbox(tuple(box.pop("shape")), **box)
-        image, label = arrays[f"{key}/image"], arrays.get(f"{key}/label")
-        pieces.append(Preprocessed(row["case"], row["index"], image, label, letterbox))
+    with open_arrays(path) as stored:
+        for row in stored.meta["slices"]:
+            name = SliceName(row["case"], row["index"])
+            if keys is not None and name.key not in keys:
+                continue
+            box = row["letterbox"]
+            letterbox = Letterbox(tuple(box.pop("shape")), **box)
+            image, label = stored[f"{name.key}/image"], stored.get(f"{name.key}/label")
+            pieces.append(Preprocessed(name.case, name.index, image, label, letterbox))
     return pieces
+
+
+def preprocessed_keys(path: str | os.PathLike[str]) -> set[str]:
+    """The slices in the file of `save_preprocessed`; none is read."""
+    return {f"{row['case']}/{row['index']}" for row in load_meta(path)["slices"]}

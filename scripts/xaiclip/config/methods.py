@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -45,6 +45,7 @@ class Source:
         maps: what only its maps hang on.
         adaptive: defaults of the settings of which another value makes ``refine`` look at scores.
         refines: whether it has such a function.
+        differentiates: whether it asks for gradients, of the explained values alone.
     """
 
     module: str
@@ -54,6 +55,7 @@ class Source:
     maps: Schema
     adaptive: dict[str, Any]
     refines: bool
+    differentiates: bool
 
     @property
     def folder(self) -> Path:
@@ -66,11 +68,18 @@ class Source:
         plan, maps = ({key: values[key] for key in part} for part in (self.plan, self.maps))
         return plan, maps
 
-    def looks_at_scores(self, values: Mapping[str, Any]) -> bool:
-        """Whether the forwards hang on scores: then on the first explained value, too."""
+    def asked(self, settings: Mapping[str, Any], values: Sequence[str]) -> list[str]:
+        """Those of the value functions that what the models do hangs on.
+
+        All, where they are differentiated; where ``refine`` looks at scores, the first; else none,
+        since every one is scored.
+        """
+        if self.differentiates:
+            return [*values]
+        looks = self.refines
         if self.adaptive:
-            return any(values[key] != default for key, default in self.adaptive.items())
-        return self.refines
+            looks = any(settings[key] != default for key, default in self.adaptive.items())
+        return [*values[:looks]]
 
 
 def methods(*, own: bool = False) -> dict[str, Source]:
@@ -158,9 +167,10 @@ def source(module: str, path: Path, _mtime: int = 0) -> Source | None:
     if twice := plan.keys() & maps.keys():
         raise ConfigError(f"the method '{path}' has the setting '{min(twice)}' twice.")
     adaptive = {key: one["default"] for key, one in plan.items() if one.pop("adaptive", False)}
-    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    has = ["refine" in functions, "gradient" in functions]
     meaning = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return Source(module, path, meaning, plan, maps, adaptive, "refine" in names)
+    return Source(module, path, meaning, plan, maps, adaptive, *has)
 
 
 class _Classes:

@@ -8,13 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.orientations import (
-    apply_orientation,
-    axcodes2ornt,
-    inv_ornt_aff,
-    io_orientation,
-    ornt_transform,
-)
 from numpy.typing import NDArray
 
 from xaiclip.errors import CaseError
@@ -45,6 +38,8 @@ class Geometry:
 
     @property
     def _orientation(self) -> NDArray[np.float64]:
+        from nibabel.orientations import io_orientation  # a second, which few readers need
+
         nearest = np.asarray(io_orientation(self.affine))
         single = [int(nearest[axis, 0]) for axis in range(3) if self.shape[axis] == 1]
         if single == [0]:
@@ -66,6 +61,8 @@ class Geometry:
     @property
     def canonical_affine(self) -> NDArray[np.float64]:
         """(4, 4) from canonical voxel indices to RAS, mm."""
+        from nibabel.orientations import inv_ornt_aff
+
         return np.asarray(self.affine @ inv_ornt_aff(self._orientation, self.shape))
 
     @property
@@ -76,10 +73,14 @@ class Geometry:
 
     def to_canonical(self, stored: NDArray[Any]) -> NDArray[Any]:
         """A stored array in canonical order; a view of it."""
+        from nibabel.orientations import apply_orientation
+
         return np.asarray(apply_orientation(stored, self._orientation))
 
     def from_canonical(self, canonical: NDArray[Any]) -> NDArray[Any]:
         """A canonical array in the stored order."""
+        from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
+
         back = ornt_transform(axcodes2ornt("RAS"), self._orientation)
         return np.asarray(apply_orientation(canonical, back))
 
@@ -250,6 +251,8 @@ def oriented_affine(codes: str, spacing: Sequence[float]) -> NDArray[np.float64]
         spacing: (3,), mm.
     """
     affine = np.eye(4)
+    from nibabel.orientations import axcodes2ornt
+
     for axis, ((row, sign), size) in enumerate(zip(axcodes2ornt(codes), spacing, strict=True)):
         affine[:3, axis] = 0
         affine[int(row), axis] = sign * size

@@ -1,24 +1,22 @@
-"""Axial slices: which are taken of a case, their grey values, and their file."""
+"""Axial slices: which are taken of a case, and their grey values."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xaiclip.data.geometry import Geometry, Volume, display
+from xaiclip.data.geometry import Volume, display
 from xaiclip.data.grey_values import implausible
 from xaiclip.data.labels import read_classes
 from xaiclip.data.picture import PICTURES
+from xaiclip.data.record import Slice
 from xaiclip.data.sheet import Case
 from xaiclip.data.volumes import read_volume
 from xaiclip.errors import CaseError, Caution, Skip, left_out
-from xaiclip.files import Arrays, open_arrays, save_arrays
 from xaiclip.organs import organs_of
 
 STAGE = "slices"
@@ -30,37 +28,6 @@ class Taken(NamedTuple):
     slices: list[Slice]
     skips: list[Skip]
     warnings: list[Caution]
-
-
-@dataclass(frozen=True, eq=False)
-class Slice:
-    """One axial slice as a radiologist sees it: row 0 anterior, column 0 the patient's right.
-
-    Attributes:
-        case, modality: where it comes from.
-        index: axial index in the canonical volume, counted from the feet.
-        image: uint8 (H, W), windowed.
-        label: uint8 (H, W), class indices; None without reference.
-        geometry: of the source volume.
-    """
-
-    case: str
-    index: int
-    modality: str
-    image: NDArray[np.uint8]
-    label: NDArray[np.uint8] | None
-    geometry: Geometry
-
-    @property
-    def key(self) -> str:
-        """Name of the slice within a batch."""
-        return f"{self.case}/{self.index}"
-
-    @property
-    def spacing(self) -> tuple[float, float]:
-        """Height and width of a pixel, mm; 1 where ``geometry.measured`` is false."""
-        x, y, _ = self.geometry.spacing
-        return y, x
 
 
 def window_ct(hu: NDArray[Any], level: float, width: float) -> NDArray[np.uint8]:
@@ -251,60 +218,3 @@ def _windowed(
         return window_ct(image.array[:, :, list(chosen)], window["level"], window["width"])
     percentiles = settings["percentiles"]
     return window_mr(image.array, percentiles["low"], percentiles["high"], chosen)
-
-
-def save_slices(
-    path: str | os.PathLike[str],
-    slices: Sequence[Slice],
-    skips: Sequence[Skip] = (),
-    warnings: Sequence[Caution] = (),
-) -> None:
-    """Write a batch to one .npz file."""
-    arrays: dict[str, NDArray[Any]] = {}
-    rows = []
-    for item in slices:
-        arrays[f"{item.key}/image"] = item.image
-        if item.label is not None:
-            arrays[f"{item.key}/label"] = item.label
-        rows.append(
-            {
-                "case": item.case,
-                "index": item.index,
-                "modality": item.modality,
-                "affine": item.geometry.affine.tolist(),
-                "shape": list(item.geometry.shape),
-                "measured": item.geometry.measured,
-            }
-        )
-    meta = {
-        "slices": rows,
-        "skips": [skip.to_dict() for skip in skips],
-        "warnings": [warning.to_dict() for warning in warnings],
-    }
-    save_arrays(path, arrays, meta)
-
-
-def load_slices(
-    path: str | os.PathLike[str], cases: Container[str] | None = None
-) -> tuple[list[Slice], list[Skip]]:
-    """Read what `save_slices` wrote: the slices of these cases, or all, and what was left out."""
-    with open_arrays(path) as stored:
-        slices = [
-            _slice(stored, row)
-            for row in stored.meta["slices"]
-            if cases is None or row["case"] in cases
-        ]
-        return slices, [Skip(**skip) for skip in stored.meta["skips"]]
-
-
-def _slice(stored: Arrays, row: Mapping[str, Any]) -> Slice:
-    key = f"{row['case']}/{row['index']}"
-    x, y, z = row["shape"]
-    return Slice(
-        case=row["case"],
-        index=row["index"],
-        modality=row["modality"],
-        image=stored[f"{key}/image"],
-        label=stored.get(f"{key}/label"),
-        geometry=Geometry(np.array(row["affine"]), (x, y, z), row["measured"]),
-    )

@@ -35,6 +35,8 @@ class Attribution:
         details: further numbers, for example LIME's ``r2``.
         error: float32 (s, s), the map's standard error at the centres of s × s equal parts of the
             grid, NaN = undefined; None = the method does not sample, or gives none.
+        units: the value of each named unit that the map is painted with; empty if they have no
+            names, or another variant's map of this organ and value holds them.
         recipe: what the map is made of, where a file should hold that instead.
     """
 
@@ -46,6 +48,7 @@ class Attribution:
     primary: bool = False
     details: dict[str, float] = field(default_factory=dict)
     error: NDArray[np.float32] | None = None
+    units: dict[str, float] = field(default_factory=dict)
     recipe: Recipe | None = None
 
 

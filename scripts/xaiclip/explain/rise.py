@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import RidgeCV
 
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.explain.engine import ScoreTable
@@ -330,6 +329,8 @@ def _control_variate(sample: _Sample, p: float, size: int) -> tuple[Array, Array
     if count <= sample.group:  # nothing to tell the level from the slope
         nowhere = (np.full((columns, side, side), np.nan) for side in (size, POINTS))
         return next(nowhere), next(nowhere)
+    from sklearn.linear_model import RidgeCV
+
     at = nearest(FEATURES)
     seen = plan.region[np.ix_(at, at)]
     features = np.concatenate(

@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from xaiclip.clock import PHASES
+from xaiclip.data.record import SliceName
 from xaiclip.errors import Skip
 from xaiclip.explain import method
 from xaiclip.explain.attribution import Attribution
-from xaiclip.explain.engine import ScoreTable
-from xaiclip.explain.plan import Context, Plan
-from xaiclip.files import atomic, load_arrays, save_arrays
+from xaiclip.files import Arrays, atomic, open_arrays, save_arrays
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from xaiclip.explain.engine import ScoreTable
+    from xaiclip.explain.gradients import Gradients
+    from xaiclip.explain.plan import Context, Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +35,7 @@ class SliceScores:
         plans, tables: what was done and what it did, by the plan's name.
         seconds: spent before the first plan ran, by phase and ``total``: preparing the input,
             segmenting it unperturbed (one forward), making the plans.
+        gradients: what a gradient method got; it has no plans.
     """
 
     case: str
@@ -40,8 +46,23 @@ class SliceScores:
     plans: dict[str, Plan]
     tables: dict[str, ScoreTable]
     seconds: dict[str, float]
+    gradients: Gradients | None = None
 
-    def cost(self, attribution: Attribution, seconds_aggregate: float = 0.0) -> dict[str, float]:
+    @property
+    def n_forwards(self) -> int:
+        """Of all plans, or of the gradients; without the unperturbed one."""
+        if self.gradients is not None:
+            return self.gradients.n_forwards
+        return sum(table.n_forwards for table in self.tables.values())
+
+    @property
+    def seconds_total(self) -> float:
+        """Of everything that was asked; without making the maps."""
+        asked = [table.seconds for table in self.tables.values()]
+        asked += [self.gradients.seconds] if self.gradients is not None else []
+        return sum(part.get("total", 0.0) for part in (self.seconds, *asked))
+
+    def cost(self, attribution: Attribution, seconds_aggregate: float = 0.0) -> dict[str, Any]:
         """What one map took. All organs share the forwards and the seconds.
 
         Args:
@@ -52,42 +73,63 @@ class SliceScores:
             ``n_forwards`` (the unperturbed one included), ``n_forwards_full`` (without guidance),
             ``n_patch`` (perturbations that count for the organ), ``rho`` (their share of the
             perturbations without guidance), ``rho_union`` (the same for the slice),
-            ``shared_by`` (organs), and ``seconds_perturb``, ``…encode``, ``…decode``,
-            ``…aggregate``, ``…total``.
+            ``n_backwards``, ``n_backwards_to_input``, ``shared_by`` (organs), and ``seconds_…``
+            of each of `PHASES` and ``seconds_total``.
+            A gradient method asks the same whatever the guidance: its shares are 1, and it has no
+            ``n_patch``. Its maps share all it asked.
         """
+        asked = self.gradients
+        if asked is not None:
+            return {
+                "n_forwards": 1 + asked.n_forwards,
+                "n_forwards_full": 1 + asked.n_forwards,
+                "n_backwards": asked.n_backwards,
+                "n_backwards_to_input": asked.n_backwards_to_input,
+                "n_patch": None,
+                "rho": 1.0,
+                "rho_union": 1.0,
+                "shared_by": len(self.context.organs),
+                **self._seconds([asked.seconds], seconds_aggregate),
+            }
         organ = self.context.organs.index(attribution.organ)
         plans = [self.plans[name] for name in attribution.plans]
         tables = [self.tables[name] for name in attribution.plans]
         made = sum(table.n_forwards for table in tables)
         full = sum(plan.n_full for plan in plans)
         patches = sum(int(plan.members[:, organ].sum()) for plan in plans)
-        parts = [
-            self.seconds,
-            *(table.seconds for table in tables),
-            {"aggregate": seconds_aggregate, "total": seconds_aggregate},
-        ]
         return {
             "n_forwards": 1 + made,
             "n_forwards_full": 1 + full,
+            "n_backwards": 0,
+            "n_backwards_to_input": 0,
             "n_patch": patches,
             "rho": patches / full,
             "rho_union": made / full,
             "shared_by": len(self.context.organs),
-            **{
-                f"seconds_{phase}": sum(part.get(phase, 0.0) for part in parts)
-                for phase in (*PHASES, "total")
-            },
+            **self._seconds([table.seconds for table in tables], seconds_aggregate),
+        }
+
+    def _seconds(
+        self, asked: Sequence[dict[str, float]], seconds_aggregate: float
+    ) -> dict[str, float]:
+        last = {"aggregate": seconds_aggregate, "total": seconds_aggregate}
+        return {
+            f"seconds_{phase}": sum(part.get(phase, 0.0) for part in (self.seconds, *asked, last))
+            for phase in (*PHASES, "total")
         }
 
     def member_scores(self, attribution: Attribution, value: str) -> NDArray[np.float32]:
-        """The scores (n_patch,) of the perturbations behind a map, for its organ."""
+        """The scores (n_patch,) of the perturbations behind a map, for its organ.
+
+        None behind gradients, nor of a value that was not scored.
+        """
         organ = self.context.organs.index(attribution.organ)
-        return np.concatenate(
-            [
-                self.tables[name].of([value])[self.plans[name].members[:, organ], organ, 0]
-                for name in attribution.plans
-            ]
-        )
+        parts = [
+            self.tables[name].of([value])[self.plans[name].members[:, organ], organ, 0]
+            for name in attribution.plans
+            if value in self.tables[name].values
+        ]
+        return np.concatenate([np.empty(0, np.float32), *parts])
 
 
 def save_scores(
@@ -101,11 +143,14 @@ def save_scores(
         arrays |= {f"{i}/image": context.image, f"{i}/masks": context.masks}
         if context.rois is not None:
             arrays[f"{i}/rois"] = context.rois
+        arrays |= {f"{i}/regions/{organ}": mask for organ, mask in context.regions.items()}
         for name, plan in one.plans.items():
             table = one.tables[name]
             arrays |= {f"{i}/plans/{name}/{k}": array for k, array in plan.to_arrays().items()}
             arrays |= {f"{i}/tables/{name}/scores": table.scores}
             arrays |= {f"{i}/tables/{name}/baseline": table.baseline}
+        if one.gradients is not None:
+            arrays[f"{i}/gradients"] = one.gradients.maps
         rows.append(
             {
                 **{key: getattr(one, key) for key in ("case", "slice", "method", "guidance")},
@@ -122,6 +167,8 @@ def save_scores(
                     }
                     for name, table in one.tables.items()
                 },
+                "gradients": one.gradients
+                and {key: value for key, value in vars(one.gradients).items() if key != "maps"},
             }
         )
     save_arrays(path, arrays, {"scores": rows, "skips": [skip.to_dict() for skip in skips]})
@@ -129,32 +176,69 @@ def save_scores(
 
 def load_scores(path: str | os.PathLike[str]) -> tuple[list[SliceScores], list[Skip]]:
     """Read what `save_scores` wrote."""
-    arrays, meta = load_arrays(path)
-    scores = []
-    for i, row in enumerate(meta["scores"]):
-        method(row["method"])  # its plans' classes may be its own
-        mine = _below(arrays, f"{i}/")
-        context = Context(
-            image=mine["image"],
-            organs=tuple(row["organs"]),
-            masks=mine["masks"],
-            rois=mine.get("rois"),
-            seed=row["seed"],
-            settings=row["settings"],
-            explained=tuple(row["explained"]),
+    with open_arrays(path) as stored:
+        scores = [_read(stored, i) for i in range(len(stored.meta["scores"]))]
+        return scores, [Skip(**skip) for skip in stored.meta["skips"]]
+
+
+def load_plan(
+    path: str | os.PathLike[str], of: SliceName, organ: str, name: str | None = None
+) -> dict[str, NDArray[Any]]:
+    """The arrays of one plan of what `save_scores` wrote; reads no other, and needs no torch.
+
+    Args:
+        path: of the batch.
+        of: the slice.
+        organ: one of its organs.
+        name: of the plan; None for the slice's first.
+
+    Returns:
+        As `Plan.to_arrays` gave them, ``members`` cut down to the organ: (N,).
+
+    Raises:
+        KeyError: there is no such plan.
+    """
+    with open_arrays(path) as stored:
+        for i, row in enumerate(stored.meta["scores"]):
+            if (row["case"], row["slice"]) == (of.case, of.index) and organ in row["organs"]:
+                arrays = stored.below(f"{i}/plans/{name or next(iter(row['plans']))}/")
+                arrays["members"] = arrays["members"][:, row["organs"].index(organ)]
+                return arrays
+    raise KeyError(of.key)
+
+
+def _read(stored: Arrays, number: int) -> SliceScores:
+    from xaiclip.explain.engine import ScoreTable
+    from xaiclip.explain.gradients import Gradients
+    from xaiclip.explain.plan import Context, Plan
+
+    row, mine = stored.meta["scores"][number], stored.below(f"{number}/")
+    method(row["method"])  # its plans' classes may be its own
+    context = Context(
+        image=mine["image"],
+        organs=tuple(row["organs"]),
+        masks=mine["masks"],
+        rois=mine.get("rois"),
+        seed=row["seed"],
+        settings=row["settings"],
+        explained=tuple(row["explained"]),
+        regions=_below(mine, "regions/"),
+    )
+    plans, tables = {}, {}
+    for name, facts in row["plans"].items():
+        plans[name] = Plan.from_arrays(_below(mine, f"plans/{name}/"))
+        tables[name] = ScoreTable(
+            **_below(mine, f"tables/{name}/"),
+            values=tuple(facts["values"]),
+            seconds=facts["seconds"],
+            n_forwards=facts["n_forwards"],
         )
-        plans, tables = {}, {}
-        for name, facts in row["plans"].items():
-            plans[name] = Plan.from_arrays(_below(mine, f"plans/{name}/"))
-            tables[name] = ScoreTable(
-                **_below(mine, f"tables/{name}/"),
-                values=tuple(facts["values"]),
-                seconds=facts["seconds"],
-                n_forwards=facts["n_forwards"],
-            )
-        keys = {key: row[key] for key in ("case", "slice", "method", "guidance", "seconds")}
-        scores.append(SliceScores(**keys, context=context, plans=plans, tables=tables))
-    return scores, [Skip(**skip) for skip in meta["skips"]]
+    gradients = None
+    if facts := row["gradients"]:
+        values = tuple(facts.pop("values"))
+        gradients = Gradients(maps=mine["gradients"], values=values, **facts)
+    keys = {key: row[key] for key in ("case", "slice", "method", "guidance", "seconds")}
+    return SliceScores(**keys, context=context, plans=plans, tables=tables, gradients=gradients)
 
 
 def score_frame(scores: Sequence[SliceScores]) -> pd.DataFrame:
@@ -163,6 +247,8 @@ def score_frame(scores: Sequence[SliceScores]) -> pd.DataFrame:
     Columns: case, slice, organ, plan, forward (0 = unperturbed, k = the plan's k-th), member
     (whether the forward counts for the organ), and one float32 column per value function.
     """
+    import pandas as pd
+
     parts = []
     for one in scores:
         for name, table in one.tables.items():

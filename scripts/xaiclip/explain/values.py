@@ -69,6 +69,9 @@ VALUES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     )
 }
 
+#: Those that only jump: their gradient is zero wherever there is one.
+FLAT = ("hard_dice", "hard_iou", "false_positive_area")
+
 #: The paper's dual saliency: agreement of the segmentation, and response inside it.
 DUAL = ("soft_dice", "in_mask_probability")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xaiclip.data.geometry import Geometry
+from xaiclip.data.record import Slice
 from xaiclip.data.volumes import restore, write_image
 from xaiclip.errors import Skip, left_out
 from xaiclip.explain.attribution import StoredAttributions, to_slice_grid
@@ -20,8 +21,6 @@ from xaiclip.organs import file_stem
 if TYPE_CHECKING:
     import nibabel as nib
     from numpy.typing import NDArray
-
-    from xaiclip.data.slices import Slice
 
 STAGE = "maps"
 #: Folder of the maps that the tables do not show, below the case's.

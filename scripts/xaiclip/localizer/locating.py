@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from xaiclip.data.slices import Slice
+from xaiclip.data.record import Slice
 from xaiclip.device import choose_device
 from xaiclip.errors import ConfigError
 from xaiclip.localizer.model import Localizer, load_localizer, predict_slice

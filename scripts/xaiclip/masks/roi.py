@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.filters import threshold_otsu
 
-from xaiclip.data.slices import Slice
+from xaiclip.data.record import Slice
 from xaiclip.errors import Skip
 from xaiclip.explain.settings import setting
-from xaiclip.files import load_arrays, save_arrays
+from xaiclip.files import Arrays, load_meta, open_arrays, save_arrays
 from xaiclip.organs import BACKGROUND
 from xaiclip.preprocess import Letterbox
 
@@ -34,6 +32,9 @@ SOURCES_OF_GUIDANCE: Mapping[str, str | None] = {
 
 #: The source of the box that each ``explain.prompt`` stands for.
 SOURCES_OF_PROMPT: Mapping[str, str] = {"roi": "localizer", "reference": "reference"}
+
+#: The source that each ``regions`` of a method's settings stands for; the prediction needs none.
+SOURCES_OF_REGIONS: Mapping[str, str] = {"label": "reference", "localizer": "localizer"}
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def roi_mask(
     Returns:
         bool (H, W).
     """
+    from scipy import ndimage
+
     smooth = ndimage.gaussian_filter(probability.astype(np.float32), settings.sigma)
     threshold = settings.threshold
     if settings.rule == "top_fraction":
@@ -124,6 +127,9 @@ def body_mask(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     Returns:
         bool (H, W); nothing for a constant image.
     """
+    from scipy import ndimage
+    from skimage.filters import threshold_otsu
+
     smooth = ndimage.gaussian_filter(image.astype(np.float32), 1)
     if smooth.min() == smooth.max():
         return np.zeros(image.shape, dtype=bool)
@@ -139,6 +145,8 @@ def body_mask(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The largest connected component."""
+    from scipy import ndimage
+
     parts, count = ndimage.label(mask)
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
     sizes[0] = 0
@@ -208,12 +216,29 @@ def load_rois(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, dict[str, dict[str, Roi]]], list[Skip]]:
     """Read what `save_rois` wrote."""
-    arrays, meta = load_arrays(path)
-    rois: dict[str, dict[str, dict[str, Roi]]] = {key: {} for key in meta["slices"]}
-    for name, mask in arrays.items():
-        key, organ, source = name.rsplit("/", 2)
-        box = meta["boxes"][name]
-        rois[key].setdefault(organ, {})[source] = Roi(
-            mask, None if box is None else np.array(box, dtype=np.float32)
-        )
-    return rois, [Skip(**skip) for skip in meta["skips"]]
+    with open_arrays(path) as stored:
+        rois: dict[str, dict[str, dict[str, Roi]]] = {key: {} for key in stored.meta["slices"]}
+        for name in stored:
+            key, organ, source = name.rsplit("/", 2)
+            rois[key].setdefault(organ, {})[source] = _roi(stored, name)
+        return rois, [Skip(**skip) for skip in stored.meta["skips"]]
+
+
+def load_roi(path: str | os.PathLike[str], key: str, organ: str, source: str) -> Roi:
+    """Read one ROI of what `save_rois` wrote.
+
+    Raises:
+        KeyError: it holds no such ROI.
+    """
+    with open_arrays(path) as stored:
+        return _roi(stored, f"{key}/{organ}/{source}")
+
+
+def roi_keys(path: str | os.PathLike[str]) -> set[str]:
+    """The slices in the file of `save_rois`; no mask is read."""
+    return set(load_meta(path)["slices"])
+
+
+def _roi(stored: Arrays, name: str) -> Roi:
+    box = stored.meta["boxes"][name]
+    return Roi(stored[name], None if box is None else np.array(box, dtype=np.float32))

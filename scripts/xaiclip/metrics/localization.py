@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
+from xaiclip.errors import Skip
+from xaiclip.files import open_arrays, save_arrays
 from xaiclip.metrics.overlap import dice
 
 #: Label of a pixel that nobody has labelled; it counts nowhere.
@@ -34,6 +36,8 @@ def localizer_scores(
         (NaN where the reference lacks the class) and ``auc_roc``, one against the rest over
         pixels (NaN where the reference lacks the class or has nothing else).
     """
+    from sklearn.metrics import roc_auc_score
+
     prob, label = _labelled(prob, label, classes)
     winner = prob.argmax(axis=0) if label.size else label
     rows = []
@@ -83,6 +87,17 @@ class PooledAuc:
         if self.classes != other.classes:
             raise ValueError(f"other classes: {other.classes} instead of {self.classes}.")
         return PooledAuc(self.classes, self.counts + other.counts)
+
+    def save(self, path: str | os.PathLike[str], skips: Sequence[Skip] = ()) -> None:
+        """Write the counts, and what was left out of them, to one .npz file."""
+        meta = {"classes": list(self.classes), "skips": [skip.to_dict() for skip in skips]}
+        save_arrays(path, {"counts": self.counts}, meta)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PooledAuc:
+        """Read what `save` wrote."""
+        with open_arrays(path) as stored:
+            return cls(stored.meta["classes"], stored["counts"])
 
     def auc(self) -> dict[str, float]:
         """AUC-ROC by class; NaN for a class without pixels, or without any pixel outside it."""

@@ -99,6 +99,8 @@ def savings(
         ``rank_correlation`` is Spearman's ρ of the two; forwards are those of the slice.
     """
     kinds = method(scores.method)
+    if scores.gradients is not None:  # there is nothing to cut
+        return []
     settings = keys_of(kinds.PlanSettings)
     context = replace(
         scores.context,

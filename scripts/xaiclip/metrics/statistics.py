@@ -9,7 +9,6 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from xaiclip.explain.settings import setting
 
@@ -104,6 +103,8 @@ def wilcoxon_p(differences: ArrayLike) -> float:
 
     Zeros and NaN are left out; NaN if fewer than `MIN_DIFFERENCES` remain.
     """
+    from scipy import stats
+
     data = np.asarray(differences, dtype=np.float64)
     data = data[np.isfinite(data) & (data != 0)]
     return float(stats.wilcoxon(data).pvalue) if data.size >= MIN_DIFFERENCES else _NAN

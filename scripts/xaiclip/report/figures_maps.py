@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.colors import Normalize
 
-from xaiclip.data.slices import Slice
+from xaiclip.data.record import Slice, SliceName
 from xaiclip.errors import CaseError
 from xaiclip.explain.attribution import Attribution
 from xaiclip.organs import BACKGROUND
@@ -33,7 +33,8 @@ _SHARE = Normalize(0, 1)
 def preprocessing(sources: Sources, settings: Settings) -> Picture:
     """Up to three cases: slices before (top) and after (bottom) equations 1 to 8."""
     items = _one_per_case(sources, settings, 3)
-    enhanced = {one.key: one for one in load_preprocessed(sources["preprocessed"])}
+    keys = {item.key for item in items}
+    enhanced = {one.key: one for one in load_preprocessed(sources["preprocessed"], keys)}
     before = [Panel(f"{item.case} ({item.modality}), slice {item.index}", item) for item in items]
     after = [Panel("enhanced", item, image=enhanced[item.key].on_slice_grid()) for item in items]
     every = tuple(range(2 * len(items)))
@@ -210,14 +211,14 @@ def _best_explained(
     sources: Sources, settings: Settings, guidances: list[str]
 ) -> tuple[Slice, dict[str, dict[str, Attribution]]]:
     """The first slice with the most maps, and these by organ and guidance."""
-    best: tuple[int, Slice, dict[str, dict[str, Attribution]]] | None = None
-    for item in files.shown_slices(sources, settings):
+    best: tuple[int, SliceName, dict[str, dict[str, Attribution]]] | None = None
+    for name in files.shown_names(sources, settings):
         maps = {
             organ: {
                 guidance: one
                 for guidance in guidances
                 for one in files.attributions(
-                    sources[f"attributions/occlusion/{guidance}"], item, organ
+                    sources[f"attributions/occlusion/{guidance}"], name, organ
                 )
                 if one.primary
             }
@@ -225,12 +226,12 @@ def _best_explained(
         }
         count = sum(map(len, maps.values()))
         if count and (best is None or count > best[0]):
-            best = count, item, maps
+            best = count, name, maps
             if count == len(guidances) * len(settings.organs):
                 break
     if best is None:
         raise CaseError("No organ of this batch is explained by occlusion.")
-    return best[1:]
+    return files.slice_of(sources, best[1]), best[2]
 
 
 def _organ_entries(organs: colours.Organs, names: list[str]) -> list[Entry]:
@@ -242,8 +243,8 @@ def _organ_entries(organs: colours.Organs, names: list[str]) -> list[Entry]:
 
 def _one_per_case(sources: Sources, settings: Settings, count: int) -> list[Slice]:
     """The chosen case first, then others of the batch, spread evenly."""
-    chosen = files.shown_slices(sources, settings)[0]
-    every = {item.case: item for item in reversed(files.all_slices(sources))}
+    chosen = files.shown_names(sources, settings)[0]
+    every = {name.case: name for name in reversed(files.slice_names(sources))}
     others = [every[case] for case in sorted(every) if case != chosen.case]
     at = np.linspace(len(others) - 1, 0, min(count - 1, len(others))).round().astype(int)
-    return [chosen, *(others[i] for i in sorted(at))]
+    return [files.slice_of(sources, name) for name in (chosen, *(others[i] for i in sorted(at)))]

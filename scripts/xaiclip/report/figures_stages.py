@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 from numpy.typing import NDArray
 
-from xaiclip.data.slices import Slice
+from xaiclip.data.record import Slice
 from xaiclip.errors import CaseError
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.report import colours, panels, style

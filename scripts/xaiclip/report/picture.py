@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from xaiclip.data.slices import Slice
+from xaiclip.data.record import Slice
 from xaiclip.report import style
 
 Mask = NDArray[np.bool_]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xaiclip.data.slices import Slice, load_slices
+from xaiclip.data import record
+from xaiclip.data.record import Slice, SliceName
 from xaiclip.errors import CaseError
-from xaiclip.explain.attribution import Attribution
-from xaiclip.masks.roi import Roi, load_rois
+from xaiclip.explain.attribution import Attribution, open_attributions
+from xaiclip.explain.store import load_plan
+from xaiclip.files import load_meta
+from xaiclip.localizer.probabilities import localized_keys, open_probabilities
+from xaiclip.masks.roi import Roi, load_roi, roi_keys
+from xaiclip.masks.segmented import open_masks
 from xaiclip.organs import organs_of
-from xaiclip.preprocess import Letterbox
+from xaiclip.preprocess import Letterbox, preprocessed_keys
 
 #: Files by their folder below ``results/{run}/``, for example ``scores/lime/roi``.
 Sources = Mapping[str, Path]
@@ -69,33 +73,38 @@ def sources_of(paths: Iterable[str | Path], root: str | Path) -> dict[str, Path]
     return {Path(path).parent.relative_to(root).as_posix(): Path(path) for path in paths}
 
 
-def all_slices(sources: Sources) -> list[Slice]:
-    """The slices of the batch that every stage behind the figure has finished."""
-    slices = load_slices(sources["slices"])[0]
+def slice_names(sources: Sources) -> list[SliceName]:
+    """The slices of the batch that every stage behind the figure has finished; none is read."""
+    names = record.slice_names(sources["slices"])
     for key, path in sources.items():
         if key == "preprocessed":
-            finished = {f"{row['case']}/{row['index']}" for row in _Stored(path).meta["slices"]}
+            finished = preprocessed_keys(path)
         elif key.startswith("localization/"):
-            finished = set(_Stored(path).meta["seconds"])
+            finished = localized_keys(path)
         elif key == "roi":
-            finished = set(_Stored(path).meta["slices"])
+            finished = roi_keys(path)
         else:
             continue
-        slices = [item for item in slices if item.key in finished]
-    return slices
+        names = [name for name in names if name.key in finished]
+    return names
 
 
-def shown_slices(sources: Sources, settings: Settings) -> list[Slice]:
+def shown_names(sources: Sources, settings: Settings) -> list[SliceName]:
     """The slices that may be shown.
 
     Raises:
         CaseError: there is none.
     """
-    wanted = [item for item in all_slices(sources) if settings.case in (None, item.case)]
+    wanted = [name for name in slice_names(sources) if settings.case in (None, name.case)]
     if not wanted:
         where = "this batch" if settings.case is None else f"case {settings.case}"
         raise CaseError(f"No slice of {where} could be used.{_reasons(sources, settings)}")
     return wanted
+
+
+def slice_of(sources: Sources, name: SliceName) -> Slice:
+    """One slice of the batch."""
+    return record.load_slice(sources["slices"], name)
 
 
 def choose_subject(sources: Sources, settings: Settings) -> Subject:
@@ -104,27 +113,27 @@ def choose_subject(sources: Sources, settings: Settings) -> Subject:
     Raises:
         CaseError: there is none.
     """
-    wanted = shown_slices(sources, settings)
-    for item in wanted:
-        needed = [key for key in sources if key.startswith("attributions/")]
-        if all(_rows_of(sources[key], item, settings.organ) for key in needed):
-            return Subject(item, settings.organ)
+    wanted = shown_names(sources, settings)
+    explained = []
+    for key in sources:
+        if key.startswith("attributions/"):
+            with open_attributions(sources[key]) as stored:
+                rows = stored.find(organ=settings.organ)
+                explained.append({(row["case"], row["slice"]) for _, row in rows})
+    for name in wanted:
+        if all((name.case, name.index) in slices for slices in explained):
+            return Subject(slice_of(sources, name), settings.organ)
     where = "this batch" if settings.case is None else f"case {settings.case}"
     raise CaseError(f"The {settings.organ} is not explained in {where}."
                     f"{_reasons(sources, settings)}")  # fmt: skip
 
 
-def attributions(path: Path, item: Slice, organ: str) -> list[Attribution]:
-    """The maps of one organ in one slice, without their standard errors; reads no other."""
-    stored = _Stored(path)
-    return [
-        Attribution(
-            map=stored[f"{i}"],
-            plans=tuple(row["plans"]),
-            **{key: row[key] for key in ("organ", "variant", "value", "primary", "details")},
-        )
-        for i, row in _rows_of(path, item, organ)
-    ]
+def attributions(path: Path, name: SliceName, organ: str) -> list[Attribution]:
+    """The maps of one organ in one slice; reads no other."""
+    with open_attributions(path) as stored:
+        return [
+            stored.read(i) for i, _ in stored.find(case=name.case, slice=name.index, organ=organ)
+        ]
 
 
 def primary(maps: Iterable[Attribution]) -> Attribution:
@@ -150,70 +159,36 @@ def plan(path: Path, subject: Subject, name: str | None = None) -> dict[str, NDA
     Raises:
         CaseError: the slice or the organ has no plan.
     """
-    stored = _Stored(path)
-    for i, row in enumerate(stored.meta["scores"]):
-        if (row["case"], row["slice"]) != (subject.item.case, subject.item.index):
-            continue
-        name = name or next(iter(row["plans"]))
-        if subject.organ in row["organs"] and name in row["plans"]:
-            arrays = stored.below(f"{i}/plans/{name}/")
-            arrays["members"] = arrays["members"][:, row["organs"].index(subject.organ)]
-            return arrays
-    raise CaseError(f"The study has no perturbations of {subject.words}.")
+    try:
+        return load_plan(path, subject.item, subject.organ, name)
+    except KeyError as error:
+        raise CaseError(f"The study has no perturbations of {subject.words}.") from error
 
 
 def segmentation(path: Path, item: Slice, organ: str, prompt: str) -> NDArray[np.bool_]:
     """The segmenter's mask, bool (H, W); empty where there is none."""
-    stored, name = _Stored(path), f"{item.key}/{organ}/{prompt}"
-    return stored[name] if name in stored else np.zeros(item.image.shape, dtype=bool)
+    with open_masks(path) as masks:
+        mask = masks.of(item, organ, prompt)
+    return np.zeros(item.image.shape, dtype=bool) if mask is None else mask
 
 
 def probabilities(path: Path, item: Slice) -> NDArray[np.float32]:
     """The localizer's maps on the slice's own grid: float32 (C, H, W)."""
-    maps = _Stored(path)[item.key].astype(np.float32)
+    with open_probabilities(path) as stored:
+        maps = stored[item.key].astype(np.float32)
     return np.asarray(Letterbox.fit(item.image.shape, maps.shape[-1]).invert(maps))
 
 
 def roi(path: Path, subject: Subject) -> Roi:
     """The localizer's ROI of the organ."""
-    return load_rois(path)[0][subject.item.key][subject.organ]["localizer"]
-
-
-class _Stored:
-    """A file of `files.save_arrays` whose arrays are read one by one: batches can be large."""
-
-    def __init__(self, path: Path) -> None:
-        with np.load(path, allow_pickle=False) as file:
-            self.meta = json.loads(file["__meta__"].tobytes())
-            self._names = frozenset(file.files)
-        self._path = path
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._names
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        with np.load(self._path, allow_pickle=False) as file:
-            return np.asarray(file[name])
-
-    def below(self, prefix: str) -> dict[str, NDArray[Any]]:
-        """The arrays whose names start so, without that start."""
-        names = sorted(name for name in self._names if name.startswith(prefix))
-        return {name.removeprefix(prefix): self[name] for name in names}
-
-
-def _rows_of(path: Path, item: Slice, organ: str) -> list[tuple[int, Mapping[str, Any]]]:
-    return [
-        (i, row)
-        for i, row in enumerate(_Stored(path).meta)
-        if (row["case"], row["slice"], row["organ"]) == (item.case, item.index, organ)
-    ]
+    return load_roi(path, subject.item.key, subject.organ, "localizer")
 
 
 def _reasons(sources: Sources, settings: Settings) -> str:
     """Why, as far as the files tell: the first reasons, as a sentence that begins with a space."""
     found: dict[str, None] = {}
     for path in sources.values():
-        meta = _Stored(path).meta if path.suffix == ".npz" else None
+        meta = load_meta(path) if path.suffix == ".npz" else None
         for skip in meta.get("skips", []) if isinstance(meta, dict) else []:
             if skip["case"] == (settings.case or skip["case"]) and skip["organ"] in (
                 None,

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
-from xaiclip.data.slices import Slice
+from xaiclip.data.record import Slice
 from xaiclip.files import atomic
 from xaiclip.report.colours import SIGNED, UNSIGNED
 from xaiclip.report.words import plain

@@ -150,6 +150,9 @@ def _notes_on_cost(shared: float) -> list[str]:
         "matrix products of attention; *all* is its `aten` backend. 1 MAC = 2 FLOPs. The "
         "localizer's forwards are in both, wherever it gave the ROI or the box that prompts the "
         "segmenter.",
+        "A gradient method perturbs nothing: it has no fidelity, and guidance saves it no forward. "
+        "A backward counts in the GFLOPs as two forwards of the parts of the model that it went "
+        "through.",
         "Our seconds are not shown: the jobs of a study share a machine, and a slice's forwards "
         "are shared by its variants, so they compare nothing. They are in "
         "`metrics/explanations.parquet`.",
