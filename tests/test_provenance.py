@@ -331,6 +331,16 @@ def test_the_same_content_under_another_name_is_other_code(tree):
     assert len({before, between, code_hash("run.py", root=tree)}) == 3
 
 
+def test_what_a_package_answers_for_a_missing_name_counts_and_leads_nowhere(tree):
+    text = "def __getattr__(name):\n    from lib.unused import x\n    raise AttributeError({})\n"
+    (tree / "lib" / "__init__.py").write_text(text.format("name"))
+    before = code_hash("run.py", root=tree)
+    (tree / "lib" / "unused.py").write_text("x = 2\n")
+    assert code_hash("run.py", root=tree) == before
+    (tree / "lib" / "__init__.py").write_text(text.format("'none'"))
+    assert code_hash("run.py", root=tree) != before
+
+
 def test_a_module_that_becomes_a_package_is_other_code(tmp_path):
     (tmp_path / "run.py").write_text("import lib\n")
     (tmp_path / "lib.py").write_text("x = 1\n")
