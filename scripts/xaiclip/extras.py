@@ -4,7 +4,6 @@ from __future__ import annotations
 
 #: Import name → the extra that brings it.
 EXTRAS = {
-    "monai": "localizer",
     "open_clip": "localizer",
     "timm": "localizer",
     "transformers": "localizer",
