@@ -374,6 +374,7 @@ WRONG = {
     "three corners": ({"boxes": {"liver": (1, 2, 3)}}, "the box of liver is (1, 2, 3)"),
     "words in a box": ({"boxes": {"liver": "1,2,3,4"}}, "give (x0, y0, x1, y1)"),
     "a box turned over": ({"boxes": {"liver": (60, 2, 3, 40)}}, "x0 must be below x1"),
+    "a box upside down": ({"boxes": {"liver": (3, 60, 40, 20)}}, "y0 below y1"),
     "a box with NaN": ({"boxes": {"liver": (1, 2, 30, np.nan)}}, "x0 must be below x1"),
     "a box beside the slice": ({"boxes": {"liver": (200, 2, 230, 40)}}, "131 × 97"),
     "regions without their guidance": (

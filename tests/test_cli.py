@@ -55,7 +55,7 @@ def test_the_localizer_finds_what_is_asked_for(tmp_path, capsys):
 
 
 def test_a_box_needs_no_localizer(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "monai", None)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
     assert explain(tmp_path, *BOX, "--quiet") == cli.DONE
     assert "liver_occlusion_full.nii.gz" in written(tmp_path)
     assert capsys.readouterr().err == ""
