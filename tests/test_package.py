@@ -229,7 +229,7 @@ def test_version_licence_and_authors_are_said_once(wheel):
 
 
 @pytest.mark.parametrize(
-    ("top", "extra"), [("monai", "localizer"), ("lime", "lime"), ("pydicom", "dicom")]
+    ("top", "extra"), [("open_clip", "localizer"), ("lime", "lime"), ("pydicom", "dicom")]
 )
 def test_an_extra_that_is_missing_is_named(top, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, top, None)

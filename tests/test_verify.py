@@ -141,10 +141,15 @@ KINDS = {
     "preprocessed/test-*.npz": "preprocessed/test-0.npz",
     "roi/*.npz": "roi/test-0.npz",
     "attributions/*/*/*.npz": "attributions/lime/roi/test-0.npz",
-    "metrics/parts/*/*": "metrics/parts/explanations/lime_roi_test-0.parquet",
+    "metrics/parts/localizer/*_*.parquet": "metrics/parts/localizer/text_test-0.parquet",
+    "metrics/parts/localizer/*_*.npz": "metrics/parts/localizer/text_test-0.npz",
+    "metrics/parts/segmenter/*.parquet": "metrics/parts/segmenter/test-0.parquet",
+    "metrics/parts/explanations/*_*_*.parquet": (
+        "metrics/parts/explanations/lime_roi_test-0.parquet"
+    ),
     "metrics/*.parquet": "metrics/explanations.parquet",
-    "maps/*/*.nii.gz": "maps/a/liver_lime_roi.nii.gz",
-    "maps/*/variants/*.nii.gz": "maps/a/variants/liver_lime_roi_slic_soft_dice.nii.gz",
+    "maps/*/*_*_*.nii.gz": "maps/a/liver_lime_roi.nii.gz",
+    "maps/*/variants/*_*_*_*.nii.gz": "maps/a/variants/liver_lime_roi_slic_soft_dice.nii.gz",
     "skipped.tsv": "skipped.tsv",
     "warnings.tsv": "warnings.tsv",
     "tables/*.csv": "tables/table3.csv",
