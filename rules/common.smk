@@ -295,6 +295,12 @@ def code(script, *also):
 
 
 @cache
+def stage_code(script, *names):
+    """Hash of a script that runs methods, and of the part of them that it runs."""
+    return provenance.stage_hash(script, {name: METHOD_SOURCES[name] for name in names})
+
+
+@cache
 def seed_of(*parts):
     """A seed of its own for each named thing, from the study's seed."""
     return derived(config["seed"], *parts)
@@ -344,11 +350,13 @@ def settings_of(method):
 
 def plan_settings(wildcards):
     """What the forwards of a method hang on."""
+    source = METHOD_SOURCES[wildcards.method]
+    own = config["methods"][wildcards.method]
     return {
         "method": wildcards.method,
         "guidance": wildcards.guidance,
         "settings": settings_of(wildcards.method)[0],
-        "values": config["explain"]["values"],
+        "values": source.asked(own, config["explain"]["values"]),
     }
 
 

@@ -34,7 +34,7 @@ rule score:
             },
             seed=seed_of("explain", w.method),
         ),
-        code=lambda w: code("score.py", f"xaiclip.explain.{w.method}"),
+        code=lambda w: stage_code("score.py", w.method),
     message:
         "Score {wildcards.method} ({wildcards.guidance}) on batch {wildcards.batch}"
     script:
@@ -64,12 +64,13 @@ rule attribute:
             "method": w.method,
             "guidance": w.guidance,
             "settings": settings_of(w.method)[1],
+            "values": config["explain"]["values"],
             "organs": ORGANS,
             "prompt": config["explain"]["prompt"],
             "cases": case_facts(w),
             "seed": seed_of("explain", w.method),
         },
-        code=lambda w: code("attribute.py", f"xaiclip.explain.{w.method}"),
+        code=lambda w: stage_code("attribute.py", w.method),
     message:
         "Maps and metrics of {wildcards.method} ({wildcards.guidance}), batch {wildcards.batch}"
     script:

@@ -42,8 +42,9 @@ rule table_savings:
             "shares": [0.4, 0.6],
             "stops": [0.8, 0.9],
             "maps": {name: settings_of(name)[1] for name in METHODS},
+            "value": config["explain"]["values"][0],
         },
-        code=code("savings.py", *(f"xaiclip.explain.{name}" for name in METHODS)),
+        code=stage_code("savings.py", *METHODS),
     message:
         "What shorter plans would have saved and lost"
     script:
@@ -387,17 +388,7 @@ rule provenance:
         cfg=config,
         shipped={model: shipped(model) for model in ("clip", "sam")},
         factory=FACTORY,
-        scripts={
-            name: code(
-                name,
-                *(
-                    f"xaiclip.explain.{method}"
-                    for method in METHODS
-                    if name in ("score.py", "attribute.py")
-                ),
-            )
-            for name in STUDY_SCRIPTS
-        },
+        scripts={name: stage_code(name, *METHODS) for name in STUDY_SCRIPTS},
         code=code("provenance.py"),
     message:
         "Versions, device, weights, seeds and commit"

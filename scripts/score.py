@@ -14,6 +14,7 @@ with job(snakemake) as log:
     from xaiclip.explain import GRADIENT_PRECISION, differentiates
     from xaiclip.explain.runner import STAGE, Request, Run, score_batch
     from xaiclip.explain.store import save_frame, save_scores
+    from xaiclip.explain.values import VALUES
     from xaiclip.masks.roi import (
         SOURCES_OF_GUIDANCE,
         SOURCES_OF_PROMPT,
@@ -57,12 +58,15 @@ with job(snakemake) as log:
         if item.key in rois:
             with left_out(skips, item.case, STAGE, item.index):
                 requests.append(request(item))
-    precision = GRADIENT_PRECISION if differentiates(cfg["method"]) else cfg["precision"]
+    precision, values = cfg["precision"], (*cfg["values"], *VALUES)
+    if differentiates(cfg["method"]):
+        precision, values = GRADIENT_PRECISION, cfg["values"]
     segmenter = load_segmenter(cfg["segmenter"], cfg["device"], precision)
     run = Run(
         cfg["method"],
         cfg["settings"],
-        cfg["values"],
+        # every one, so that others can be explained without a forward
+        tuple(dict.fromkeys(values)),
         cfg["fill"],
         cfg["batch_size"],
         cfg["seed"],

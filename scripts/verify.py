@@ -12,11 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from xaiclip.config.methods import methods
 from xaiclip.files import write_json
 from xaiclip.privacy import PRIVATE
 from xaiclip.workflow import paths
 from xaiclip.workflow.paths import filled
-from xaiclip.workflow.provenance import code_hash
+from xaiclip.workflow.provenance import stage_hash
 from xaiclip.workflow.verify import GIVEN, checked_sums, compared, study_of
 
 ROOT = Path(__file__).parents[1]
@@ -32,10 +33,12 @@ FURTHER = ("savings", "shapley_units")
 
 def same_code(provenance):
     """The code that is here against the code that made the run."""
-    methods = [f"xaiclip.explain.{name}" for name in provenance["config"]["explain"]["methods"]]
+    known = methods()
+    used = {
+        name: known[name] for name in provenance["config"]["explain"]["methods"] if name in known
+    }
     for script, wanted in provenance["code"].items():
-        also = methods if script in ("score.py", "attribute.py") else ()
-        differs = code_hash(script, also) != wanted
+        differs = stage_hash(script, used) != wanted
         yield f"code {script}", "is another than the run's" if differs else None
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn.functional import adaptive_avg_pool2d
 
 from xaiclip.data.geometry import Geometry
-from xaiclip.data.record import Slice, save_slices
+from xaiclip.data.record import Slice, SliceName, save_slices
 from xaiclip.errors import Skip
 from xaiclip.explain import method
 from xaiclip.explain.attribution import (
@@ -89,7 +90,8 @@ def make_study(
     seen = {item.key: item.label for item in truth or slices}
     save_slices(root / f"slices/{BATCH}.npz", slices, skips)
     save_preprocessed(root / f"preprocessed/{BATCH}.npz", preprocess_slices(slices))
-    maps, rois, masks = {}, {}, {}
+    maps, rois = {}, {}
+    masks: dict[tuple[SliceName, str, str], NDArray[np.bool_]] = {}
     for item in slices:
         label = seen[item.key]
         assert label is not None

@@ -74,7 +74,7 @@ def test_complete_is_idempotent_and_leaves_its_input_alone():
         ({"data": {"percentiles": {"low": 99.9}}}, ["'data.percentiles.low'"]),
         ({"preprocess": {"low": 95}}, ["'preprocess.low'"]),
         ({"explain": {"methods": ["shap"]}}, ["'explain.methods'", "shap"]),
-        ({"explain": {"values": ["soft_dice"]}}, ["'explain.values'", "hard_dice"]),
+        ({"explain": {"values": ["dice"]}}, ["'explain.values", "hard_dice"]),
         ({"explain": {"guidances": ["fully"]}}, ["'explain.guidances", "roi"]),
         ({"methods": {"occlusion": {"window": 600}}}, ["'methods.occlusion.window'", "512"]),
         ({"segmenter": {"model": "medsam"}}, ["'segmenter.checkpoint'", "medsam"]),

@@ -9,7 +9,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from explain_fakes import picture
-from test_segmenters import some_prompts, tiny
+from segmenter_models import some_prompts, tiny
 from xaiclip.explain import lime, occlusion, rise
 from xaiclip.explain.attribution import to_canonical_image
 from xaiclip.explain.engine import fill_image, score

@@ -305,6 +305,20 @@ def test_half_the_batch_where_memory_runs_out():
             asked(method(name), {"steps": 10, "samples": 10}, mine=mine, batch=batch)
 
 
+def test_an_attempt_that_memory_ended_half_way_does_not_count():
+    class Once(FakeSegmenter):
+        calls = 0
+
+        def encode(self, inputs):
+            self.calls += 1
+            if self.calls == 3:  # the unperturbed slice, four steps, and then
+                raise RuntimeError("CUDA out of memory.")
+            return super().encode(inputs)
+
+    found = asked(integrated_gradients, {"steps": 10}, mine=scorer(Once()), batch=BatchSize(4))
+    assert found.n_forwards == found.n_backwards == found.n_backwards_to_input == 4 * 10
+
+
 @pytest.mark.parametrize("name", ["integrated_gradients", "gradient_shap"])
 def test_memory_does_not_grow_with_the_number_of_passes(name):
     largest = []

@@ -399,7 +399,7 @@ def test_examples_of_monai_networks(function, tmp_path):
 def test_stock_sam_prepares_and_cuts_as_its_predictor(shape):
     from segment_anything import SamPredictor
 
-    from test_segmenters import tiny
+    from segmenter_models import tiny
 
     torch.manual_seed(0)
     sam = tiny().eval()

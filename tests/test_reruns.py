@@ -87,8 +87,9 @@ def rows():
 
 
 def test_every_key_of_the_configuration_stands_in_the_matrix():
-    keys = [key for row in MATRIX for key in row["keys"]]
+    keys = [(key, json.dumps(row.get("with"))) for row in MATRIX for key in row["keys"]]
     assert len(keys) == len(set(keys))
+    keys = [key for key, _ in keys]
     (others,) = EXCEPT.values()
     assert set(keys) | set(others) == set(leaves(complete(copy.deepcopy(BASE))))
 
@@ -242,38 +243,36 @@ def clone(tmp_path_factory):
     return copied
 
 
-def importers(module):
-    """Scripts that import a module, directly or not, told by the text of the files."""
-    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "scripts").rglob("*.py")}
-    reached, waiting = set(), [module]
-    while waiting:
-        name = waiting.pop()
-        package, _, last = name.rpartition(".")
-        forms = [rf"import {re.escape(name)}\b", rf"from {re.escape(name)} import"]
-        forms.append(rf"from {re.escape(package)} import [^\n]*\b{last}\b")
-        for path, text in sources.items():
-            if path not in reached and any(re.search(rf"^ *{form}", text, re.M) for form in forms):
-                reached.add(path)
-                parts = path.relative_to(ROOT / "scripts").with_suffix("").parts
-                waiting.append(".".join(parts))
-    return {path.stem for path in reached if path.parent.name == "scripts"}
+EDITS = [
+    (name, *edit, row["reruns"], row.get("never"))
+    for row in ROWS
+    for name, edit in row.get("edits", {}).items()
+]
 
 
-MODULES = ["xaiclip.preprocess", "xaiclip.metrics.schema", "xaiclip.report.tables.data"]
-
-
-def test_a_module_reruns_the_rules_whose_scripts_import_it(study, answers, clone):
-    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk"))
-    scripts = dict(re.findall(r"rule (\w+):(?:(?!\n *rule ).)*?scripts/(\w+)\.py", text, re.S))
+@pytest.fixture(scope="module")
+def edited(study, answers, clone):
+    """Name of an edit → its plan and the graph."""
+    found = {}
     assert ask(study, [BASE], root=str(clone), pretend=False)["plans"] == [{}]
-    for module in MODULES:
-        path = clone.joinpath("scripts", *module.split(".")).with_suffix(".py")
-        before = path.read_bytes()
-        path.write_bytes(before + b"\n# edited\n")
-        got = ask(study, [BASE], root=str(clone), pretend=False)
-        path.write_bytes(before)
-        (readers,), (plan,) = got["readers"], got["plans"]
-        using = {rule for rule, script in scripts.items() if script in importers(module)}
-        direct = [job for job in readers if job.split()[0] in using]
-        assert direct, module
-        assert set(plan) == expected(direct, readers), module
+    for name, file, old, new, *_ in EDITS:
+        path = clone / "scripts" / file
+        before = path.read_text(encoding="utf-8")
+        assert before.count(old) >= 1, f"{name}: {file} no longer holds {old!r}"
+        path.write_text(before.replace(old, new, 1), encoding="utf-8")
+        compile(path.read_text(encoding="utf-8"), path, "exec")
+        answer = ask(study, [BASE], root=str(clone), pretend=False)
+        path.write_text(before, encoding="utf-8")
+        found[name] = answer["plans"][0], answer["readers"][0]
+    return found
+
+
+@pytest.mark.parametrize(("name", "direct", "never"), [(one[0], *one[4:]) for one in EDITS])
+def test_an_edit_reruns_what_runs_the_code_and_no_more(edited, name, direct, never):
+    plan, readers = edited[name]
+    wanted = expected(direct, readers) if direct else set()
+    if never is None:
+        assert set(plan) == wanted
+    else:
+        assert set(plan) >= wanted
+        assert not [job for job in plan if job.startswith(never)]

@@ -16,8 +16,8 @@ from scipy.stats import spearmanr
 from explain_fakes import PROMPTS, FakeSegmenter, context, picture, rois, table
 from figure_study import BATCH, CLASSES, drawn_slice, make_study
 from in_process import Named, run_script
+from segmenter_models import some_prompts
 from test_equality import compact
-from test_segmenters import some_prompts
 from xaiclip.arguments import units_of
 from xaiclip.errors import CaseError, ConfigError
 from xaiclip.explain.attribution import to_canonical_mask
@@ -153,15 +153,21 @@ def test_a_sample_is_nearer_than_captums_of_the_same_size():
     assert np.mean(ours) < np.mean(theirs)
 
 
-def test_errors_are_what_repeated_samples_show():
-    game = Game(13, seed=1)
-    truth, _ = game.solve(coalitions(13, 16, 4, 0))
-    found = [game.solve(coalitions(13, 10, 300, seed)) for seed in range(80)]
+@pytest.mark.parametrize(
+    ("units", "samples", "low", "high"),
+    # most of the coalitions; few of them; hardly more than there are units: rather too large
+    [(11, 1400, 0.85, 1.25), (13, 300, 0.85, 1.25), (16, 100, 1.0, 1.6)],
+)
+def test_errors_are_what_repeated_samples_show(units, samples, low, high):
+    game = Game(units, seed=1)
+    found = [game.solve(coalitions(units, 10, samples, seed)) for seed in range(60)]
     values, errors = (np.stack(part) for part in zip(*found, strict=True))
     ratio = np.sqrt((errors**2).mean(0)) / values.std(0, ddof=1)
-    assert 0.85 < ratio.mean() < 1.25
-    away = (values.mean(0) - truth) / values.std(0, ddof=1) * np.sqrt(80)
-    assert np.sqrt((away**2).mean()) < 1.6  # 1 if unbiased
+    assert low < ratio.mean() < high
+    if units == 13:
+        truth, _ = game.solve(coalitions(units, 16, 4, 0))
+        away = (values.mean(0) - truth) / values.std(0, ddof=1) * np.sqrt(60)
+        assert np.sqrt((away**2).mean()) < 1.6  # 1 if unbiased
 
 
 def test_a_unit_that_adds_nothing_and_twins():

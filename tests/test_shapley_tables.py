@@ -201,6 +201,7 @@ def test_the_figures_data_are_the_tables(made):
             assert one.totals[row] == pytest.approx(fmean(by_hand(one.guidance, organ, TOTAL)))
             for column, unit in enumerate(data.units):
                 expected = by_hand(one.guidance, organ, unit)
+                assert one.counts[row, column] == len(expected)
                 assert one.values[row, column] == pytest.approx(
                     fmean(expected) if expected else np.nan, nan_ok=True
                 )
@@ -227,6 +228,8 @@ def test_the_figure_is_read_at_once(made, tmp_path):
             for text in axes.texts
         }
         assert texts[0, 0] == f"+{one.values[0, 0]:.3f}"
+        # of the three cases that have a liver, two have a spleen
+        assert texts[1, 0] == f"{one.values[1, 0]:+.3f}".replace("-", "−") + "\n(n = 2)"
         assert texts[2, 0].startswith("−")
         assert texts[1, len(data.units)] == f"+{one.totals[1]:.3f}"
         assert texts[1, 4] == (
@@ -241,6 +244,13 @@ def test_the_figure_is_read_at_once(made, tmp_path):
     assert labels == [*("spleen", "liver", "right\nkidney"), "rest\nof the body",
                       "outside\nthe body", "total\ndrop"]  # fmt: skip
     assert "supports the mask" in bar.get_xlabel()
+
+
+def test_a_frame_finds_its_organ_wherever_the_unit_stands(made):
+    data = data_of(made)
+    (axes, *_) = draw(replace(data, units=data.units[::-1])).axes
+    frames = [patch.get_xy() for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert frames == [(3.5, -0.5), (2.5, 0.5), (1.5, 1.5)]
 
 
 def test_numbers_can_be_read_on_their_colours(made):

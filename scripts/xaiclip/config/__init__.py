@@ -1,7 +1,8 @@
 """The configuration: checked against its schema, completed with its defaults.
 
-The schema (config/schema.json) is the one place that knows the keys, their types and defaults; but
-those of the methods, which stand in the methods' modules (`xaiclip.config.methods`).
+The schema (config/schema.json) knows the keys, their types and defaults. Where a dataclass of the
+library states them, the schema names it (``$from``), and each method states its own section
+(`xaiclip.config.methods`): no default stands twice.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ def load_schema(*, own: bool = False) -> dict[str, Any]:
         own: leave out the methods and models of other packages, which belong to no documentation.
     """
     schema: dict[str, Any] = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
+    for part in schema["properties"].values():
+        for place in part.pop("$from", ()):
+            part["properties"] = {**part.get("properties", {}), **methods.properties(place)}
     every = schema["properties"]["methods"]["properties"]
     every |= {name: methods.section(one) for name, one in methods.methods(own=own).items()}
     if not own:

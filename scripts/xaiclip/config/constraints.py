@@ -176,11 +176,6 @@ def _check_explain(config: Config) -> None:
             raise ConfigError(
                 f"config key 'explain.methods' names '{method}', which 'methods' does not have."
             )
-    for value in ("hard_dice", "hard_iou"):
-        if value not in explain["values"]:
-            raise ConfigError(
-                f"config key 'explain.values' lacks '{value}', which the fidelity rests on."
-            )
     window, stride = methods["occlusion"]["window"], methods["occlusion"]["stride"]
     if stride > window:
         raise ConfigError(

@@ -72,6 +72,7 @@ def refine(
 #: The precision in which models are differentiated, whatever the study's is.
 GRADIENT_PRECISION = "fp32"
 
+PACKAGE = __name__
 #: The entry-point group of methods that other packages bring.
 GROUP = "xaiclip.methods"
 
@@ -130,8 +131,9 @@ class _Callable(ModuleType):
 
     @staticmethod
     def _function() -> Any:
-        # by name: what the stages' code hangs on does not hang on what calls the stages
-        return importlib.import_module("xaiclip.api").explain
+        # a name made here is not followed (workflow/provenance.py): what the stages' code hangs on
+        # does not hang on what calls the stages
+        return importlib.import_module(f"{__package__.partition('.')[0]}.api").explain
 
 
 sys.modules[__name__].__class__ = _Callable

@@ -47,6 +47,8 @@ def gradient(question: Question) -> Tensor:
     from captum.attr import LayerGradCam  # seconds to import
 
     name, module = layer(question, question.context.read(PlanSettings).layer)
+    # where the input asks for a gradient, the model runs its modules one by one
+    inputs = question.inputs.detach().clone().requires_grad_()
     shapes: list[tuple[int, ...]] = []
 
     def cut_off(_module: object, _inputs: object, output: object) -> object:
@@ -56,7 +58,7 @@ def gradient(question: Question) -> Tensor:
 
     hook = module.register_forward_hook(cut_off)
     try:
-        found = LayerGradCam(question.score, module).attribute(question.inputs)
+        found = LayerGradCam(question.score, module).attribute(inputs)
     except (CaseError, AssertionError, KeyError, RuntimeError, IndexError, TypeError) as error:
         if shapes and len(shapes[0]) == 4:
             raise

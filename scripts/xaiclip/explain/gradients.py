@@ -8,7 +8,7 @@ a single pixel adds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -50,6 +50,11 @@ class Gradients:
     n_forwards: int
     n_backwards: int
     n_backwards_to_input: int
+
+    def of(self, values: Sequence[str]) -> Gradients:
+        """Those of some of the values."""
+        maps = self.maps[:, [self.values.index(name) for name in values]]
+        return replace(self, maps=maps, values=tuple(values))
 
 
 @dataclass(frozen=True, eq=False)

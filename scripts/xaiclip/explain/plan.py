@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xaiclip.explain.attribution import GRID, Attribution
+from xaiclip.explain.recipes import Recipe
 from xaiclip.explain.settings import Kind, read
 
 _CHUNK = 32  # masks drawn at once where they must be drawn at 512: 32 MB
@@ -319,6 +320,7 @@ class Context:
         details: Mapping[str, NDArray[np.floating[Any]]] | None = None,
         errors: NDArray[np.floating[Any]] | None = None,
         units: Sequence[Sequence[dict[str, float]]] | None = None,
+        recipes: Sequence[Sequence[Recipe]] | None = None,
     ) -> list[Attribution]:
         """Name the maps of one variant.
 
@@ -330,6 +332,7 @@ class Context:
             details: numbers for each map, (O, V) each.
             errors: (O, V, s, s), the maps' standard errors, s dividing 512.
             units: (O, V), the values of named units.
+            recipes: what the maps are made of, by organ and value; see `Attribution`.
         """
         return [
             Attribution(
@@ -342,6 +345,7 @@ class Context:
                 details={name: float(numbers[o, v]) for name, numbers in (details or {}).items()},
                 error=None if errors is None else errors[o, v].astype(np.float32),
                 units={} if units is None else units[o][v],
+                recipe=None if recipes is None else recipes[o][v],
             )
             for o, organ in enumerate(self.organs)
             for v, value in enumerate(self.explained)

@@ -226,22 +226,30 @@ def _plain_request(model: Model, like: Request) -> Request:
 
 
 def attribute_slice(
-    scores: SliceScores, settings: Mapping[str, Any] | None = None
+    scores: SliceScores,
+    settings: Mapping[str, Any] | None = None,
+    values: Sequence[str] = (),
 ) -> tuple[list[Attribution], float]:
     """Build the maps of a slice from its scores; no model is needed.
 
     Args:
         scores: of the slice, with the settings that its plans hang on.
         settings: what the maps hang on besides, the method's ``MapSettings``.
+        values: the value functions that get a map; those of the scores' own context if none.
 
     Returns:
         The maps, and the seconds that all of them took together.
     """
     start = time.perf_counter()
-    context = replace(scores.context, settings={**scores.context.settings, **(settings or {})})
+    context = replace(
+        scores.context,
+        settings={**scores.context.settings, **(settings or {})},
+        explained=tuple(values) or scores.context.explained,
+    )
     explainer = method(scores.method)
     if scores.gradients is not None:
-        attributions = cast("GradientMethod", explainer).aggregate(scores.gradients, context)
+        gradients = scores.gradients.of(context.explained)
+        attributions = cast("GradientMethod", explainer).aggregate(gradients, context)
     else:
         attributions = explainer.aggregate(scores.plans, scores.tables, context)
     return attributions, time.perf_counter() - start

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from xaiclip.device import in_batches
 from xaiclip.errors import ConfigError
+from xaiclip.explain.settings import setting
 from xaiclip.files import atomic
 from xaiclip.localizer.backbone import Backbone, BackboneSettings, load_backbone
 from xaiclip.localizer.prompts import Prompts
@@ -34,13 +35,12 @@ _MOST = 4096
 class LocalizerSettings:
     """What is trained on top of the frozen backbone.
 
-    ``context`` (M) and ``class_specific`` shape the prompts; ``text=False`` is the ablation that
-    feeds zeros for everything that comes from the text. ``width`` (a multiple of 32) is the
-    channel count of the map maker on the token grid.
+    ``text=False`` is the ablation that feeds zeros for everything that comes from the text.
+    ``width`` (a multiple of 32) is the channel count of the map maker on the token grid.
     """
 
-    context: int = 8
-    class_specific: bool = True
+    context: int = setting(8, "M, the number of learnable context vectors.", minimum=1, maximum=64)
+    class_specific: bool = setting(True, "One context per class instead of a shared one.")
     text: bool = True
     width: int = 64
 

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from xaiclip.explain.settings import setting
+
 _NAN = float("nan")
 _BLOCK = 2_000_000  # numbers at a time
 
@@ -22,8 +24,10 @@ class Bootstrap:
     """How intervals are made: percentiles of the mean over ``resamples`` draws of the cases."""
 
     seed: int = 0
-    resamples: int = 9999
-    confidence: float = 0.95
+    resamples: int = setting(
+        5000, "Bootstrap resamples of the cases.", minimum=100, maximum=10_000_000
+    )
+    confidence: float = setting(0.95, "Level of the intervals.", minimum=0.5, below=1)
 
 
 DEFAULT = Bootstrap()

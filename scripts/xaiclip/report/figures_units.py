@@ -30,12 +30,14 @@ class Matrix:
     Attributes:
         guidance: of `colours.GUIDANCES`.
         values: (R, U), NaN where no case has the unit.
+        counts: int (R, U), cases that have it.
         totals: (R,), of all units together.
         cases: int (R,), cases of each row.
     """
 
     guidance: str
     values: NDArray[np.float64]
+    counts: NDArray[np.int64]
     totals: NDArray[np.float64]
     cases: NDArray[np.int64]
 
@@ -66,6 +68,7 @@ def shapley_matrix(sources: Sources, settings: Settings) -> Matrices:
             Matrix(
                 str(guidance),
                 table["mean"][units].to_numpy(),
+                table["n_cases"][units].to_numpy(int),
                 table["mean"][TOTAL].to_numpy(),
                 table["n_cases"][TOTAL].to_numpy(int),
             )
@@ -100,7 +103,9 @@ def _draw_matrix(axes: Axes, one: Matrix, data: Matrices, norm: Normalize) -> Ax
     )
     for (row, column), value in np.ndenumerate(one.values):
         light = np.isnan(value) or _luminance(colours.SIGNED(norm(value))) > 0.18
-        _write(axes, row, column, value, "black" if light else "white")
+        count = int(one.counts[row, column])
+        fewer = f"\n(n = {count})" if count not in (0, one.cases[row]) else ""
+        _write(axes, row, column, value, "black" if light else "white", fewer)
     for row, total in enumerate(one.totals):
         _write(axes, row, columns, total, "black")
     for row, organ in enumerate(data.organs):
@@ -125,7 +130,7 @@ def _luminance(colour: Sequence[float]) -> float:
     return float(np.power(colour[:3], 2.2) @ [0.2126, 0.7152, 0.0722])
 
 
-def _write(axes: Axes, row: int, column: int, value: float, colour: str) -> None:
-    axes.text(
-        column, row, number(value, signed=True), ha="center", va="center", size=7, color=colour
-    )
+def _write(axes: Axes, row: int, column: int, value: float, colour: str, note: str = "") -> None:
+    words = number(value, signed=True) + note
+    size = 6 if note else 7
+    axes.text(column, row, words, ha="center", va="center", size=size, color=colour)

@@ -11,6 +11,7 @@ from xaiclip.errors import Skip
 from xaiclip.metrics import maps
 from xaiclip.metrics.measure import Measure
 from xaiclip.metrics.statistics import (
+    DEFAULT,
     Bootstrap,
     Comparison,
     Estimate,
@@ -62,8 +63,8 @@ def table3(
     *,
     skips: Sequence[Skip] = (),
     seed: int = 0,
-    resamples: int = 9999,
-    confidence: float = 0.95,
+    resamples: int = DEFAULT.resamples,
+    confidence: float = DEFAULT.confidence,
 ) -> Table:
     """Quality and cost of each method under both guidances; primary variants only.
 
