@@ -80,7 +80,7 @@ def test_a_deferred_package_is_whole_for_whoever_asks(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("slow_package", "slow_package.inner", "slow_package.inner.leaf"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    defer("slow_package", "slow_package.inner", "no_such_package")
+    defer("slow_package", "slow_package.inner", "no_such_package", "no_such_package.inner")
     from slow_package.inner.leaf import FOUR
 
     assert FOUR == 4

@@ -20,12 +20,15 @@ def defer(*packages: str) -> None:
             installed, is left alone.
     """
     for name in packages:
-        if name in sys.modules or (spec := find_spec(name)) is None or spec.loader is None:
+        parent, _, child = name.rpartition(".")
+        if name in sys.modules or (parent and sys.modules.get(parent) is None):
+            continue
+        spec = find_spec(name)
+        if spec is None or spec.loader is None:
             continue
         package = module_from_spec(spec)
         vars(package)["__getattr__"] = _Load(package)
         sys.modules[name] = package
-        parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, package)
 
