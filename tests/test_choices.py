@@ -16,7 +16,7 @@ from picture_study import (
     only,
 )
 from xaiclip.errors import CaseError
-from xaiclip.explain.attribution import Attribution
+from xaiclip.explain.attribution import Attribution, load_attributions, save_attributions
 from xaiclip.report import sources
 from xaiclip.report.figures import DATA
 from xaiclip.report.picture import (
@@ -78,9 +78,11 @@ def test_a_shared_scale_holds_the_larger_map(
 ) -> None:
     files = files_of(root, name)
     key = f"attributions/{method}/{louder}"
-    with np.load(files[key]) as file:
-        arrays = {one: file[one] * (1 if one == "__meta__" else 1000) for one in file.files}
-    np.savez(tmp_path / "louder.npz", **arrays)
+    louder_maps = [
+        (case, index, replace(one, map=1000 * one.map, recipe=None))
+        for case, index, one in load_attributions(files[key])
+    ]
+    save_attributions(tmp_path / "louder.npz", louder_maps)
     data = DATA[name]({**files, key: tmp_path / "louder.npz"}, replace(SPLEEN, organ=organ))
     heats = [only(data.panels[place], Heat) for place in places]
     for heat in heats:
