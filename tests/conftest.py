@@ -70,3 +70,20 @@ def sam() -> Sam:
     for parameter in model.parameters():  # zeros (positions) would hide what they do
         nn.init.normal_(parameter, std=0.2)
     return model
+
+
+# --- published data sets ---
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CHAOS with two MR patients and one CT."""
+    import published
+    from dataset_files import LPS, anatomy
+
+    folder = tmp_path_factory.mktemp("chaos")
+    image, label = anatomy()
+    published.chaos_mr(folder / "in", 13, image, label, LPS)
+    published.chaos_mr(folder / "in", 1, image, label, LPS)
+    published.chaos_ct(folder / "in", 5, image, label, LPS)
+    return published.pack(folder / "in", folder / "CHAOS_Train_Sets.zip")
