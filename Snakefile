@@ -27,14 +27,13 @@ include: "rules/stale.smk"
 rule all:
     default_target: True
     input:
-        expand("results/{run}/metrics/{name}.parquet", run=RUN, name=METRICS),
-        expand("results/{run}/tables/{name}.md", run=RUN, name=TABLES),
-        expand("results/{run}/figures/{name}.png", run=RUN, name=FIGURES),
+        expand(paths.METRICS, run=RUN, name=METRICS),
+        expand(paths.TABLE, run=RUN, name=TABLES, kind="md"),
+        expand(paths.FIGURE, run=RUN, figure=FIGURES),
         expand(
-            "results/{run}/maps/{case}/{name}",
+            [*MAPS, paths.VARIANTS],
             run=RUN,
             case=BATCHES["test"],
-            name=[*MAPS, "variants"],
         ),
-        expand("results/{run}/{name}.tsv", run=RUN, name=["skipped", "warnings"]),
-        expand("results/{run}/provenance.json", run=RUN),
+        expand([paths.SKIPPED, paths.WARNINGS], run=RUN),
+        expand(paths.PROVENANCE, run=RUN),

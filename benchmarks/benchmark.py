@@ -155,7 +155,7 @@ def slice_of_phantom() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     ids = {name: i for i, name in FLARE22.items()}
     seen = np.stack([(volume.label == ids[organ]).sum((0, 1)) for organ in organs])
     index = int(seen.min(0).argmax())
-    image = window_ct(display(volume.image[..., index]))
+    image = window_ct(display(volume.image[..., index]), 40, 400)
     label = display(volume.label[..., index])
     boxes = {organ: box_of(label == ids[organ], 5) for organ in organs}
     return image, {organ: box for organ, box in boxes.items() if box is not None}

@@ -2,13 +2,15 @@
 import hashlib
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from functools import cache
 
 from snakemake.io import contains_wildcard
 
-from xaiclip.workflow import provenance
+from xaiclip import plugins
+from xaiclip.workflow import paths, provenance
+from xaiclip.workflow.paths import filled
 from xaiclip.published.catalogue import DATASETS, WEIGHTS, Entry, backbone_note
 from xaiclip.published.catalogue import entries as published_entries
 from xaiclip.published.checked import check_published
@@ -35,23 +37,36 @@ def made_cases():
         ]
     else:
         entries = published_entries(SOURCE, Path(DOWNLOADS, SOURCE))
-    raw = f"results/{RUN}/raw"
     published = DATASETS.get(SOURCE)
     return [
         Case(
             name=entry.name,
-            image=Path(f"{raw}/{entry.name}.nii.gz"),
+            image=Path(filled(paths.IMAGE, run=RUN, case=entry.name)),
             label=(
-                Path(f"{raw}/{entry.name}_labels.nii.gz")
+                Path(filled(paths.LABEL, run=RUN, case=entry.name))
                 if published is None or published.labelled
                 else None
             ),
             modality=entry.modality,
             split=entry.split,
-            problem=Path(f"{raw}/{entry.name}_problem.txt") if published else None,
+            problem=(
+                Path(filled(paths.PROBLEM, run=RUN, case=entry.name))
+                if published
+                else None
+            ),
         )
         for entry in entries
     ]
+
+
+def drawn_in_batch(case):
+    """A phantom where it lies: one job draws a batch, into a folder of its own."""
+    batch = BATCHES[case.split][case.name]
+    return replace(
+        case,
+        image=Path(filled(paths.PHANTOM, run=RUN, batch=batch, case=case.name)),
+        label=Path(filled(paths.PHANTOM_LABEL, run=RUN, batch=batch, case=case.name)),
+    )
 
 
 def chosen_cases(cases):
@@ -122,7 +137,9 @@ def by_hand():
                 f"{DATASETS[SOURCE].by_hand}, and put its case folders into {source_path()}."
             )
     if (path := config["localizer"]["weights"]) and not Path(path).exists():
-        trained = re.fullmatch(r"results/([^/]+)/localizer/.+", path)
+        trained = re.fullmatch(
+            filled(paths.LOCALIZER, run="([^/]+)", variant="[^/]+"), path
+        )
         if trained and trained[1] != RUN:
             yield path, (
                 f"config key 'localizer.weights': there is no file '{path}': run the study "
@@ -167,6 +184,8 @@ try:
         )
     }
     BATCHES = {split: batch_names(split) for split in ("train", "test")}
+    if SOURCE == "phantom":
+        CASES = {name: drawn_in_batch(case) for name, case in CASES.items()}
     if not BATCHES["test"]:
         raise ConfigError("no case has the split 'test': there is nothing to explain.")
     if not BATCHES["train"] and not config["localizer"]["weights"]:
@@ -178,7 +197,9 @@ try:
     for remote in WANTED:
         if (file := Path(DOWNLOADS, remote.name)).exists():
             check_published(file, remote, Path(".snakemake/verified"))
-    FACTORY = factory_code(config["segmenter"]["factory"])
+    FACTORY = factory_code(config["segmenter"]["factory"]) or plugins.stated(
+        plugins.MODELS, config["segmenter"]["model"]
+    )
     if config["segmenter"]["checkpoint"] == "auto":
         remote = WEIGHTS[config["segmenter"]["model"]]
         config["segmenter"]["checkpoint"] = f"{DOWNLOADS}/{remote.name}"
@@ -195,10 +216,11 @@ METHOD_SOURCES = methods()
 GUIDANCES = config["explain"]["guidances"]
 # the maps of each case that the tables show
 MAPS = expand(
-    "{organ}_{method}_{guidance}.nii.gz",
+    paths.MAP,
     organ=[file_stem(organ) for organ in ORGANS],
     method=METHODS,
     guidance=GUIDANCES,
+    allow_missing=True,
 )
 TRAINS = not config["localizer"]["weights"]
 VARIANTS = (
@@ -246,11 +268,11 @@ FOREIGN = {
 
 # What preparing a published case writes.
 PREPARED = {
-    "image": "results/{run}/raw/{case}.nii.gz",
-    "problem": "results/{run}/raw/{case}_problem.txt",
+    "image": paths.IMAGE,
+    "problem": paths.PROBLEM,
 }
 if SOURCE in DATASETS and DATASETS[SOURCE].labelled:
-    PREPARED["label"] = "results/{run}/raw/{case}_labels.nii.gz"
+    PREPARED["label"] = paths.LABEL
 METRICS = ["localizer", "segmenter", "explanations"]
 
 
@@ -270,6 +292,12 @@ def batches(split):
 def code(script, *also):
     """Hash of a script and of all project code behind it: its change reruns the rule."""
     return provenance.code_hash(script, also)
+
+
+@cache
+def stage_code(script, *names):
+    """Hash of a script that runs methods, and of the part of them that it runs."""
+    return provenance.stage_hash(script, {name: METHOD_SOURCES[name] for name in names})
 
 
 @cache
@@ -322,27 +350,31 @@ def settings_of(method):
 
 def plan_settings(wildcards):
     """What the forwards of a method hang on."""
+    source = METHOD_SOURCES[wildcards.method]
+    own = config["methods"][wildcards.method]
     return {
         "method": wildcards.method,
         "guidance": wildcards.guidance,
         "settings": settings_of(wildcards.method)[0],
-        "values": config["explain"]["values"],
+        "values": source.asked(own, config["explain"]["values"]),
     }
 
 
 def configured(source):
-    """Whether the study makes this file: its method and guidance are switched on."""
-    stage, *rest = source.split("/")
+    """Whether the study makes this file: its method and guidance, or its table, are on."""
+    stage, *rest = paths.below(source).split("/")
     if stage in ("scores", "attributions"):
         return rest[0] in METHODS and rest[1] in GUIDANCES
     if stage == "localizer":
         return TRAINS
+    if stage == "tables":
+        return Path(rest[0]).stem in TABLES
     return stage != "metrics" or bool(METHODS and GUIDANCES)
 
 
 onstart:
     try:
-        check_writable(f"results/{RUN}")
+        check_writable(filled(paths.FOLDER, run=RUN))
     except StorageError as error:
         raise WorkflowError(str(error)) from None
 

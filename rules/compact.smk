@@ -72,10 +72,9 @@ rule compact:
 # It belongs to the CLIP that it was trained on: `make compact-extras`, after `make compact`.
 rule compact_extras:
     input:
-        weights="results/demo/localizer/text/localizer.safetensors",
-        history="results/demo/localizer/text/training.csv",
-        image="results/demo/raw/test_ct_000.nii.gz",
-        label="results/demo/raw/test_ct_000_labels.nii.gz",
+        weights=filled(paths.LOCALIZER, run="demo", variant="text"),
+        history=filled(paths.TRAINING, run="demo", variant="text"),
+        phantoms=filled(paths.PHANTOMS, run="demo", batch="test-0"),
     output:
         touch("results/compact/.extras"),
     log:

@@ -1,12 +1,9 @@
 # Raw volumes → slices → preprocessed slices.
 rule phantom:
     output:
-        image="results/{run}/raw/{case}.nii.gz",
-        label="results/{run}/raw/{case}_labels.nii.gz",
+        directory(paths.PHANTOMS),
     log:
-        "results/{run}/logs/phantom/{case}.log",
-    wildcard_constraints:
-        case=r"(train|test)_(ct|mr)_\d+",
+        "results/{run}/logs/phantom/{batch}.log",
     conda:
         "../envs/data.yaml"
     resources:
@@ -14,13 +11,18 @@ rule phantom:
         runtime=10,
     params:
         cfg=lambda w: {
-            "seed": seed_of("phantom", w.case),
-            "modality": CASES[w.case].modality,
+            "cases": {
+                case.name: {
+                    "seed": seed_of("phantom", case.name),
+                    "modality": case.modality,
+                }
+                for case in MEMBERS.get(w.batch, [])
+            },
             "settings": config["data"]["phantom"]["settings"],
         },
         code=code("phantom.py"),
     message:
-        "Phantom {wildcards.case}"
+        "Phantoms of batch {wildcards.batch}"
     script:
         "../scripts/phantom.py"
 
@@ -29,9 +31,9 @@ rule slices:
     input:
         made_files,
     output:
-        slices="results/{run}/slices/{batch}.npz",
-        checksums="results/{run}/slices/{batch}.json",
-        files="results/{run}/private/{batch}.json",
+        slices=paths.SLICES,
+        checksums=paths.CHECKSUMS,
+        files=paths.FILES,
     log:
         "results/{run}/logs/slices/{batch}.log",
     conda:
@@ -60,9 +62,9 @@ rule slices:
 
 rule preprocess:
     input:
-        "results/{run}/slices/{batch}.npz",
+        paths.SLICES,
     output:
-        "results/{run}/preprocessed/{batch}.npz",
+        paths.PREPROCESSED,
     log:
         "results/{run}/logs/preprocess/{batch}.log",
     conda:

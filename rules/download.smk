@@ -89,7 +89,7 @@ if SOURCE in DATASETS:
         input:
             [file for case in CASES.values() for file in files_of(case)],
         output:
-            "results/{run}/raw/samples.tsv",
+            paths.SAMPLES,
         log:
             "results/{run}/logs/samples.log",
         localrule: True

@@ -3,11 +3,11 @@
 
 rule evaluate_localizer:
     input:
-        preprocessed="results/{run}/preprocessed/{batch}.npz",
-        localization="results/{run}/localization/{variant}/{batch}.npz",
+        preprocessed=paths.PREPROCESSED,
+        localization=paths.LOCALIZATION,
     output:
-        rows="results/{run}/metrics/parts/localizer/{variant}_{batch}.parquet",
-        pooled="results/{run}/metrics/parts/localizer/{variant}_{batch}.npz",
+        rows=paths.LOCALIZER_ROWS,
+        pooled=paths.LOCALIZER_POOLED,
     log:
         "results/{run}/logs/evaluate_localizer/{variant}_{batch}.log",
     conda:
@@ -30,10 +30,10 @@ rule evaluate_localizer:
 
 rule evaluate_segmenter:
     input:
-        slices="results/{run}/slices/{batch}.npz",
-        segmentation="results/{run}/segmentation/{batch}.npz",
+        slices=paths.SLICES,
+        segmentation=paths.SEGMENTATION,
     output:
-        rows="results/{run}/metrics/parts/segmenter/{batch}.parquet",
+        rows=paths.SEGMENTER_ROWS,
     log:
         "results/{run}/logs/evaluate_segmenter/{batch}.log",
     conda:
@@ -52,18 +52,18 @@ rule evaluate_segmenter:
 
 PARTS = {
     "localizer": expand(
-        "results/{run}/metrics/parts/localizer/{variant}_{batch}.parquet",
+        paths.LOCALIZER_ROWS,
         variant=VARIANTS,
         batch=batches("test"),
         allow_missing=True,
     ),
     "segmenter": expand(
-        "results/{run}/metrics/parts/segmenter/{batch}.parquet",
+        paths.SEGMENTER_ROWS,
         batch=batches("test"),
         allow_missing=True,
     ),
     "explanations": expand(
-        "results/{run}/metrics/parts/explanations/{method}_{guidance}_{batch}.parquet",
+        paths.EXPLANATIONS_ROWS,
         method=METHODS,
         guidance=GUIDANCES,
         batch=batches("test"),
@@ -76,7 +76,7 @@ rule metrics:
     input:
         lambda w: PARTS[w.name],
     output:
-        "results/{run}/metrics/{name}.parquet",
+        paths.METRICS,
     log:
         "results/{run}/logs/metrics/{name}.log",
     wildcard_constraints:
@@ -98,41 +98,41 @@ rule metrics:
 
 # What each stage after the slices left out.
 SKIPS = [
-    *(f"localization/{variant}/{{batch}}.npz" for variant in VARIANTS),
-    *(f"metrics/parts/localizer/{variant}_{{batch}}.npz" for variant in VARIANTS),
-    "roi/{batch}.npz",
-    "segmentation/{batch}.npz",
+    *expand(paths.LOCALIZATION, variant=VARIANTS, allow_missing=True),
+    *expand(paths.LOCALIZER_POOLED, variant=VARIANTS, allow_missing=True),
+    paths.ROI,
+    paths.SEGMENTATION,
 ]
 
 
 rule skipped:
     input:
         slices=expand(
-            "results/{run}/slices/{batch}.npz",
+            paths.SLICES,
             batch=(batches("train") if TRAINS else []) + batches("test"),
             allow_missing=True,
         ),
         preprocessed=expand(
-            "results/{run}/preprocessed/{batch}.npz",
+            paths.PREPROCESSED,
             batch=(batches("train") if TRAINS else []) + batches("test"),
             allow_missing=True,
         ),
         stages=expand(
-            [f"results/{{run}}/{file}" for file in SKIPS],
+            SKIPS,
             batch=batches("test"),
             allow_missing=True,
         ),
         maps=expand(
-            "results/{run}/maps/.skips/{case}.json",
+            paths.MAP_SKIPS,
             case=sorted(BATCHES["test"]),
             allow_missing=True,
         ),
-        segmenter="results/{run}/metrics/segmenter.parquet",
-        explanations="results/{run}/metrics/explanations.parquet",
+        segmenter=filled(paths.METRICS, name="segmenter"),
+        explanations=filled(paths.METRICS, name="explanations"),
     output:
-        skipped="results/{run}/skipped.tsv",
+        skipped=paths.SKIPPED,
         warnings=report(
-            "results/{run}/warnings.tsv",
+            paths.WARNINGS,
             caption="../docs/report/warnings.rst",
             category="Tables",
         ),

@@ -3,13 +3,13 @@
 
 rule score:
     input:
-        slices="results/{run}/slices/{batch}.npz",
-        preprocessed="results/{run}/preprocessed/{batch}.npz",
-        roi="results/{run}/roi/{batch}.npz",
+        slices=paths.SLICES,
+        preprocessed=paths.PREPROCESSED,
+        roi=paths.ROI,
         foreign=lambda w: FOREIGN["sam"],
     output:
-        scores="results/{run}/scores/{method}/{guidance}/{batch}.npz",
-        table="results/{run}/scores/{method}/{guidance}/{batch}.parquet",
+        scores=paths.SCORES,
+        table=paths.SCORES_TABLE,
     log:
         "results/{run}/logs/score/{method}_{guidance}_{batch}.log",
     benchmark:
@@ -34,7 +34,7 @@ rule score:
             },
             seed=seed_of("explain", w.method),
         ),
-        code=lambda w: code("score.py", f"xaiclip.explain.{w.method}"),
+        code=lambda w: stage_code("score.py", w.method),
     message:
         "Score {wildcards.method} ({wildcards.guidance}) on batch {wildcards.batch}"
     script:
@@ -43,15 +43,15 @@ rule score:
 
 rule attribute:
     input:
-        slices="results/{run}/slices/{batch}.npz",
-        roi="results/{run}/roi/{batch}.npz",
-        localization="results/{run}/localization/text/{batch}.npz",
-        segmentation="results/{run}/segmentation/{batch}.npz",
-        scores="results/{run}/scores/{method}/{guidance}/{batch}.npz",
-        cost="results/{run}/cost.json",
+        slices=paths.SLICES,
+        roi=paths.ROI,
+        localization=filled(paths.LOCALIZATION, variant="text"),
+        segmentation=paths.SEGMENTATION,
+        scores=paths.SCORES,
+        cost=paths.COST,
     output:
-        maps="results/{run}/attributions/{method}/{guidance}/{batch}.npz",
-        rows="results/{run}/metrics/parts/explanations/{method}_{guidance}_{batch}.parquet",
+        maps=paths.ATTRIBUTIONS,
+        rows=paths.EXPLANATIONS_ROWS,
     log:
         "results/{run}/logs/attribute/{method}_{guidance}_{batch}.log",
     conda:
@@ -64,12 +64,13 @@ rule attribute:
             "method": w.method,
             "guidance": w.guidance,
             "settings": settings_of(w.method)[1],
+            "values": config["explain"]["values"],
             "organs": ORGANS,
             "prompt": config["explain"]["prompt"],
             "cases": case_facts(w),
             "seed": seed_of("explain", w.method),
         },
-        code=lambda w: code("attribute.py", f"xaiclip.explain.{w.method}"),
+        code=lambda w: stage_code("attribute.py", w.method),
     message:
         "Maps and metrics of {wildcards.method} ({wildcards.guidance}), batch {wildcards.batch}"
     script:
@@ -78,16 +79,16 @@ rule attribute:
 
 rule maps:
     input:
-        slices=lambda w: of_case(w, "slices/{batch}.npz"),
+        slices=lambda w: of_case(w, paths.SLICES),
         attributions=lambda w: expand(
-            of_case(w, "attributions/{method}/{guidance}/{batch}.npz"),
+            of_case(w, paths.ATTRIBUTIONS),
             method=METHODS,
             guidance=GUIDANCES,
         ),
     output:
-        maps=[f"results/{{run}}/maps/{{case}}/{name}" for name in MAPS],
-        variants=directory("results/{run}/maps/{case}/variants"),
-        skips="results/{run}/maps/.skips/{case}.json",
+        maps=MAPS,
+        variants=directory(paths.VARIANTS),
+        skips=paths.MAP_SKIPS,
     log:
         "results/{run}/logs/maps/{case}.log",
     conda:

@@ -8,14 +8,6 @@ def files_of(case):
     return [str(path) for path in (case.image, case.label, case.problem) if path]
 
 
-def raw_files(wildcards):
-    """Files of a batch's cases."""
-    files = [
-        file for case in MEMBERS.get(wildcards.batch, []) for file in files_of(case)
-    ]
-    return given(files) if SOURCE == "sheet" else files
-
-
 def signatures(wildcards):
     """What tells that a file of a batch's cases was replaced, for params."""
     if SOURCE != "sheet":  # the workflow makes them
@@ -69,7 +61,13 @@ def made_files(wildcards):
     The user's own scans stand among the parameters instead, with their sizes and times: Snakemake
     compares only the time of a folder, and removes the results of a scan dated in the future.
     """
-    return [] if SOURCE == "sheet" else raw_files(wildcards)
+    if SOURCE == "phantom":
+        return filled(paths.PHANTOMS, run=RUN, batch=wildcards.batch)
+    if SOURCE == "sheet":
+        return []
+    return [
+        file for case in MEMBERS.get(wildcards.batch, []) for file in files_of(case)
+    ]
 
 
 def slices_mb(wildcards, attempt):
@@ -89,16 +87,25 @@ def case_facts(wildcards):
     ]
 
 
-def of_case(wildcards, pattern):
-    """A file of the batch that a test case is in, below the study's folder."""
-    batch = BATCHES["test"][wildcards.case]
-    return f"results/{wildcards.run}/{pattern.replace('{batch}', batch)}"
+def of_case(wildcards, path):
+    """A file of the batch that a test case is in."""
+    return filled(path, run=wildcards.run, batch=BATCHES["test"][wildcards.case])
+
+
+def scores_of(method, guidance):
+    """The scores that a figure shows."""
+    return filled(paths.SCORES, method=method, guidance=guidance)
+
+
+def maps_of(method, guidance):
+    """The maps that a figure shows."""
+    return filled(paths.ATTRIBUTIONS, method=method, guidance=guidance)
 
 
 def trained_of(run, variant="text"):
     """The localizer's weights: those that the study trains, or another one's."""
     if TRAINS:
-        return f"results/{run}/localizer/{variant}/localizer.safetensors"
+        return filled(paths.LOCALIZER, run=run, variant=variant)
     return ancient(config["localizer"]["weights"])
 
 

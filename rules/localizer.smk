@@ -4,14 +4,14 @@ if TRAINS:
     rule train_localizer:
         input:
             slices=expand(
-                "results/{run}/preprocessed/{batch}.npz",
+                paths.PREPROCESSED,
                 batch=batches("train"),
                 allow_missing=True,
             ),
             foreign=lambda w: FOREIGN["clip"],
         output:
-            weights="results/{run}/localizer/{variant}/localizer.safetensors",
-            history="results/{run}/localizer/{variant}/training.csv",
+            weights=paths.LOCALIZER,
+            history=paths.TRAINING,
         log:
             "results/{run}/logs/train_localizer/{variant}.log",
         benchmark:
@@ -47,12 +47,12 @@ if TRAINS:
 
 rule localize:
     input:
-        slices="results/{run}/preprocessed/{batch}.npz",
+        slices=paths.PREPROCESSED,
         # functions: Snakemake's report shows what else stands here, and paths are private
         weights=lambda w: trained_of(w.run, w.variant),
         foreign=lambda w: FOREIGN["clip"],
     output:
-        "results/{run}/localization/{variant}/{batch}.npz",
+        paths.LOCALIZATION,
     log:
         "results/{run}/logs/localize/{variant}_{batch}.log",
     benchmark:
@@ -78,10 +78,10 @@ rule localize:
 
 rule roi:
     input:
-        slices="results/{run}/slices/{batch}.npz",
-        localization="results/{run}/localization/text/{batch}.npz",
+        slices=paths.SLICES,
+        localization=filled(paths.LOCALIZATION, variant="text"),
     output:
-        "results/{run}/roi/{batch}.npz",
+        paths.ROI,
     log:
         "results/{run}/logs/roi/{batch}.log",
     conda:

@@ -1,25 +1,35 @@
 # Tables, figures, provenance: what a paper takes over. All but the savings take seconds, once a study: not worth a cluster job.
 TABLES = ["table2", "segmenter", "table3", "table3_variants"]
 
+# Tables that a method brings along, if it is switched on and set so: method, settings.
+METHOD_TABLES = {
+    name: method
+    for name, (method, needed) in {
+        "shapley_units": ("shapley", {"units": "organs"}),
+    }.items()
+    if method in METHODS and needed.items() <= config["methods"][method].items()
+}
+TABLES += METHOD_TABLES
+
 
 rule savings:
     input:
-        expand("results/{run}/tables/savings.md", run=RUN),
+        expand(filled(paths.TABLE, name="savings", kind="md"), run=RUN),
     localrule: True
 
 
 rule table_savings:
     input:
         scores=expand(
-            "results/{run}/scores/{method}/{guidance}/{batch}.npz",
+            paths.SCORES,
             method=METHODS,
             guidance=GUIDANCES,
             batch=batches("test"),
             allow_missing=True,
         ),
     output:
-        csv="results/{run}/tables/savings.csv",
-        md="results/{run}/tables/savings.md",
+        csv=filled(paths.TABLE, name="savings", kind="csv"),
+        md=filled(paths.TABLE, name="savings", kind="md"),
     log:
         "results/{run}/logs/tables/savings.log",
     conda:
@@ -32,8 +42,9 @@ rule table_savings:
             "shares": [0.4, 0.6],
             "stops": [0.8, 0.9],
             "maps": {name: settings_of(name)[1] for name in METHODS},
+            "value": config["explain"]["values"][0],
         },
-        code=code("savings.py", *(f"xaiclip.explain.{name}" for name in METHODS)),
+        code=stage_code("savings.py", *METHODS),
     message:
         "What shorter plans would have saved and lost"
     script:
@@ -42,18 +53,18 @@ rule table_savings:
 
 rule table2:
     input:
-        localizer="results/{run}/metrics/localizer.parquet",
+        localizer=filled(paths.METRICS, name="localizer"),
         pooled=expand(
-            "results/{run}/metrics/parts/localizer/{variant}_{batch}.npz",
+            paths.LOCALIZER_POOLED,
             variant=VARIANTS,
             batch=batches("test"),
             allow_missing=True,
         ),
-        skipped="results/{run}/skipped.tsv",
+        skipped=paths.SKIPPED,
     output:
-        csv="results/{run}/tables/table2.csv",
+        csv=filled(paths.TABLE, name="table2", kind="csv"),
         md=report(
-            "results/{run}/tables/table2.md",
+            filled(paths.TABLE, name="table2", kind="md"),
             caption="../docs/report/table2.rst",
             category="Tables",
         ),
@@ -81,12 +92,12 @@ rule table2:
 
 rule table_segmenter:
     input:
-        segmenter="results/{run}/metrics/segmenter.parquet",
-        skipped="results/{run}/skipped.tsv",
+        segmenter=filled(paths.METRICS, name="segmenter"),
+        skipped=paths.SKIPPED,
     output:
-        csv="results/{run}/tables/segmenter.csv",
+        csv=filled(paths.TABLE, name="segmenter", kind="csv"),
         md=report(
-            "results/{run}/tables/segmenter.md",
+            filled(paths.TABLE, name="segmenter", kind="md"),
             caption="../docs/report/segmenter.rst",
             category="Tables",
         ),
@@ -113,18 +124,18 @@ rule table_segmenter:
 
 rule table3:
     input:
-        explanations="results/{run}/metrics/explanations.parquet",
-        skipped="results/{run}/skipped.tsv",
+        explanations=filled(paths.METRICS, name="explanations"),
+        skipped=paths.SKIPPED,
     output:
-        csv="results/{run}/tables/table3.csv",
+        csv=filled(paths.TABLE, name="table3", kind="csv"),
         md=report(
-            "results/{run}/tables/table3.md",
+            filled(paths.TABLE, name="table3", kind="md"),
             caption="../docs/report/table3.rst",
             category="Tables",
         ),
-        variants_csv="results/{run}/tables/table3_variants.csv",
+        variants_csv=filled(paths.TABLE, name="table3_variants", kind="csv"),
         variants_md=report(
-            "results/{run}/tables/table3_variants.md",
+            filled(paths.TABLE, name="table3_variants", kind="md"),
             caption="../docs/report/table3_variants.rst",
             category="Tables",
         ),
@@ -149,67 +160,113 @@ rule table3:
         "../scripts/table3.py"
 
 
-# What each figure is drawn from, below results/{run}/; {batch} is the batch of the figures' case.
+for table, method in METHOD_TABLES.items():
+
+    rule:
+        name:
+            f"table_{table}"
+        input:
+            attributions=expand(
+                filled(paths.ATTRIBUTIONS, method=method),
+                guidance=GUIDANCES,
+                batch=batches("test"),
+                allow_missing=True,
+            ),
+            explanations=filled(paths.METRICS, name="explanations"),
+            skipped=paths.SKIPPED,
+        output:
+            csv=filled(paths.TABLE, name=table, kind="csv"),
+            md=report(
+                filled(paths.TABLE, name=table, kind="md"),
+                caption=f"../docs/report/{table}.rst",
+                category="Tables",
+            ),
+        log:
+            f"results/{{run}}/logs/tables/{table}.log",
+        localrule: True
+        conda:
+            "../envs/report.yaml"
+        resources:
+            mem_mb=1000,
+            runtime=30,
+        params:
+            cfg={
+                "table": table,
+                "settings": config["methods"][method],
+                "classes": config["classes"],
+                "statistics": config["statistics"],
+                "seed": seed_of("statistics"),
+                "cases": sorted(BATCHES["test"]),
+            },
+            code=code("table.py"),
+        message:
+            "Make {output.md}"
+        script:
+            "../scripts/table.py"
+
+
+# What each figure is drawn from; {batch} is the batch of the figures' case.
 FIGURE_SOURCES = {
-    "figure02_preprocessing": ["slices/{batch}.npz", "preprocessed/{batch}.npz"],
+    "figure02_preprocessing": [paths.SLICES, paths.PREPROCESSED],
     "figure03_lime_superpixels": [
-        "slices/{batch}.npz",
-        "scores/lime/full/{batch}.npz",
-        "attributions/lime/full/{batch}.npz",
+        paths.SLICES,
+        scores_of("lime", "full"),
+        maps_of("lime", "full"),
     ],
     "figure04_rise": [
-        "slices/{batch}.npz",
-        "segmentation/{batch}.npz",
-        "attributions/rise/roi/{batch}.npz",
+        paths.SLICES,
+        paths.SEGMENTATION,
+        maps_of("rise", "roi"),
     ],
     "figure05_occlusion": [
-        "slices/{batch}.npz",
-        "segmentation/{batch}.npz",
-        "attributions/occlusion/full/{batch}.npz",
+        paths.SLICES,
+        paths.SEGMENTATION,
+        maps_of("occlusion", "full"),
     ],
     "figure06_selective_occlusion": [
-        "slices/{batch}.npz",
-        "roi/{batch}.npz",
-        "scores/occlusion/full/{batch}.npz",
-        "scores/occlusion/roi/{batch}.npz",
-        "attributions/occlusion/full/{batch}.npz",
-        "attributions/occlusion/roi/{batch}.npz",
+        paths.SLICES,
+        paths.ROI,
+        scores_of("occlusion", "full"),
+        scores_of("occlusion", "roi"),
+        maps_of("occlusion", "full"),
+        maps_of("occlusion", "roi"),
     ],
     "figure07_occlusion_overview": [
-        "slices/{batch}.npz",
-        "localization/text/{batch}.npz",
-        "roi/{batch}.npz",
-        "segmentation/{batch}.npz",
-        "scores/occlusion/roi/{batch}.npz",
-        "attributions/occlusion/roi/{batch}.npz",
+        paths.SLICES,
+        filled(paths.LOCALIZATION, variant="text"),
+        paths.ROI,
+        paths.SEGMENTATION,
+        scores_of("occlusion", "roi"),
+        maps_of("occlusion", "roi"),
     ],
-    "figure08_comparison": ["metrics/explanations.parquet"],
-    "figure09_localization": ["slices/{batch}.npz", "localization/text/{batch}.npz"],
+    "figure08_comparison": [filled(paths.METRICS, name="explanations")],
+    "figure09_localization": [paths.SLICES, filled(paths.LOCALIZATION, variant="text")],
     "figure10_occlusion_maps": [
-        "slices/{batch}.npz",
-        "segmentation/{batch}.npz",
-        "attributions/occlusion/full/{batch}.npz",
-        "attributions/occlusion/roi/{batch}.npz",
+        paths.SLICES,
+        paths.SEGMENTATION,
+        maps_of("occlusion", "full"),
+        maps_of("occlusion", "roi"),
     ],
-    "figure11_lime_distributions": ["metrics/explanations.parquet"],
+    "figure11_lime_distributions": [filled(paths.METRICS, name="explanations")],
     "figure12_lime_stages": [
-        "slices/{batch}.npz",
-        "roi/{batch}.npz",
-        "segmentation/{batch}.npz",
-        "scores/lime/full/{batch}.npz",
-        "scores/lime/roi/{batch}.npz",
-        "attributions/lime/full/{batch}.npz",
-        "attributions/lime/roi/{batch}.npz",
+        paths.SLICES,
+        paths.ROI,
+        paths.SEGMENTATION,
+        scores_of("lime", "full"),
+        scores_of("lime", "roi"),
+        maps_of("lime", "full"),
+        maps_of("lime", "roi"),
     ],
     "figure13_rise_stages": [
-        "slices/{batch}.npz",
-        "roi/{batch}.npz",
-        "segmentation/{batch}.npz",
-        "scores/rise/roi/{batch}.npz",
-        "attributions/rise/full/{batch}.npz",
-        "attributions/rise/roi/{batch}.npz",
+        paths.SLICES,
+        paths.ROI,
+        paths.SEGMENTATION,
+        scores_of("rise", "roi"),
+        maps_of("rise", "full"),
+        maps_of("rise", "roi"),
     ],
-    "training_curves": [f"localizer/{variant}/training.csv" for variant in VARIANTS],
+    "shapley_matrix": [filled(paths.TABLE, name="shapley_units", kind="csv")],
+    "training_curves": expand(paths.TRAINING, variant=VARIANTS, allow_missing=True),
 }
 
 FIGURE_CASE = config["figures"]["case"] or min(BATCHES["test"])
@@ -228,46 +285,57 @@ if FIGURE_CASE not in BATCHES["test"]:
     )
 
 
-for figure in FIGURES:
-
-    rule:
-        name:
-            figure
-        input:
-            expand(
-                [f"results/{{run}}/{source}" for source in FIGURE_SOURCES[figure]],
-                batch=BATCHES["test"][FIGURE_CASE],
-                allow_missing=True,
+# One job: each would start matplotlib anew, which takes longer than to draw. Nothing hangs on a figure.
+rule figures:
+    input:
+        expand(
+            sorted(
+                {source for figure in FIGURES for source in FIGURE_SOURCES[figure]}
             ),
-        output:
+            batch=BATCHES["test"][FIGURE_CASE],
+            allow_missing=True,
+        ),
+    output:
+        [
             report(
-                f"results/{{run}}/figures/{figure}.png",
+                filled(paths.FIGURE, figure=figure),
                 caption=f"../docs/report/{figure}.rst",
                 category="Figures",
                 labels={"figure": figure},
-            ),
-        log:
-            f"results/{{run}}/logs/figures/{figure}.log",
-        localrule: True
-        conda:
-            "../envs/report.yaml"
-        resources:
-            mem_mb=2000,
-            runtime=30,
-        params:
-            cfg={
-                "figure": figure,
+            )
+            for figure in FIGURES
+        ],
+    log:
+        "results/{run}/logs/figures.log",
+    localrule: True
+    conda:
+        "../envs/report.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        cfg={
+            "figures": {
+                figure: expand(
+                    FIGURE_SOURCES[figure],
+                    run=RUN,
+                    batch=BATCHES["test"][FIGURE_CASE],
+                )
+                for figure in FIGURES
+            },
+            "settings": {
                 "classes": config["classes"],
                 "case": config["figures"]["case"],
                 "organ": config["figures"]["organ"],
                 "prompt": config["explain"]["prompt"],
                 "dpi": config["figures"]["dpi"],
             },
-            code=code("figure.py"),
-        message:
-            "Draw {output}"
-        script:
-            "../scripts/figure.py"
+        },
+        code=code("figures.py"),
+    message:
+        "Draw the figures"
+    script:
+        "../scripts/figures.py"
 
 
 # What stands between the data and the tables.
@@ -288,17 +356,16 @@ STUDY_SCRIPTS = [
     "table2.py",
     "table_segmenter.py",
     "table3.py",
+    *(["table.py"] if METHOD_TABLES else []),
 ]
 
 
 rule provenance:
     input:
-        tables=expand(
-            "results/{run}/tables/{name}.csv", name=TABLES, allow_missing=True
-        ),
-        cost="results/{run}/cost.json",
+        tables=expand(paths.TABLE, name=TABLES, kind="csv", allow_missing=True),
+        cost=paths.COST,
         data=expand(
-            "results/{run}/slices/{batch}.json",
+            paths.CHECKSUMS,
             batch=(batches("train") if TRAINS else []) + batches("test"),
             allow_missing=True,
         ),
@@ -307,8 +374,8 @@ rule provenance:
         backbone=lambda w: FOREIGN["clip"],
         segmenter=lambda w: FOREIGN["sam"],
     output:
-        "results/{run}/provenance.json",
-        private="results/{run}/private/study.json",
+        paths.PROVENANCE,
+        private=paths.OWN,
     log:
         "results/{run}/logs/provenance.log",
     localrule: True
@@ -321,17 +388,7 @@ rule provenance:
         cfg=config,
         shipped={model: shipped(model) for model in ("clip", "sam")},
         factory=FACTORY,
-        scripts={
-            name: code(
-                name,
-                *(
-                    f"xaiclip.explain.{method}"
-                    for method in METHODS
-                    if name in ("score.py", "attribute.py")
-                ),
-            )
-            for name in STUDY_SCRIPTS
-        },
+        scripts={name: stage_code(name, *METHODS) for name in STUDY_SCRIPTS},
         code=code("provenance.py"),
     message:
         "Versions, device, weights, seeds and commit"

@@ -3,12 +3,12 @@
 
 rule segment:
     input:
-        slices="results/{run}/slices/{batch}.npz",
-        preprocessed="results/{run}/preprocessed/{batch}.npz",
-        roi="results/{run}/roi/{batch}.npz",
+        slices=paths.SLICES,
+        preprocessed=paths.PREPROCESSED,
+        roi=paths.ROI,
         foreign=lambda w: FOREIGN["sam"],
     output:
-        "results/{run}/segmentation/{batch}.npz",
+        paths.SEGMENTATION,
     log:
         "results/{run}/logs/segment/{batch}.log",
     benchmark:
@@ -34,7 +34,7 @@ rule cost:
         localizer=lambda w: trained_of(w.run),
         foreign=lambda w: FOREIGN["clip"] + FOREIGN["sam"],
     output:
-        "results/{run}/cost.json",
+        paths.COST,
     log:
         "results/{run}/logs/cost.log",
     conda:

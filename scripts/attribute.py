@@ -17,6 +17,7 @@ with job(snakemake) as log:
     from xaiclip.explain.attribution import Attribution, save_attributions, to_canonical_mask
     from xaiclip.explain.runner import attribute_slice
     from xaiclip.explain.store import load_scores
+    from xaiclip.explain.values import explained
     from xaiclip.localizer.probabilities import open_probabilities
     from xaiclip.masks.segmented import open_masks
     from xaiclip.metrics.rows import GUIDANCES, explanation_rows, unreached
@@ -29,6 +30,7 @@ with job(snakemake) as log:
     with open_probabilities(snakemake.input.localization) as localization:
         seconds_roi = localization.seconds
     cost = json.loads(Path(snakemake.input.cost).read_text())
+    values = explained(tuple(cfg["values"]))
     done = {(one.case, one.slice): one for one in scores}
     maps, rows = [], []
 
@@ -65,7 +67,7 @@ with job(snakemake) as log:
             attributions: list[Attribution] = []
             with left_out(failed, item.case, "attribute", item.index):
                 if one:
-                    attributions, seconds = attribute_slice(one, cfg["settings"])
+                    attributions, seconds = attribute_slice(one, cfg["settings"], values)
                     rows += rows_of(item, one, earlier, attributions, seconds)
             if failed or not one:
                 rows += rows_of(item, None, earlier + failed)

@@ -13,7 +13,8 @@ with job(snakemake) as log:
     from compact.shipping import ship_example, ship_localizer, write_sums
 
     target = Path(snakemake.scriptdir).parent / "resources" / "compact"
-    made = {name: Path(path) for name, path in snakemake.input.items()}
-    ship_localizer(made["weights"], made["history"], target)
-    ship_example(made["image"], made["label"], target)
+    made = snakemake.input
+    ship_localizer(Path(made.weights), Path(made.history), target)
+    case = Path(made.phantoms) / "test_ct_000"
+    ship_example(Path(f"{case}.nii.gz"), Path(f"{case}_labels.nii.gz"), target)
     log.info("%d files in %s", write_sums(target), target)

@@ -17,7 +17,7 @@ with job(snakemake) as log:
     rows = []
     for path in snakemake.input.scores:
         for one in load_scores(path)[0]:
-            rows += savings(one, cfg["shares"], cfg["stops"], cfg["maps"][one.method])
+            rows += savings(one, cfg["shares"], cfg["stops"], cfg["maps"][one.method], cfg["value"])
         log.info("%s", path)
     table = summarise(rows)
     with atomic(snakemake.output.csv) as temporary:

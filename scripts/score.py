@@ -11,9 +11,16 @@ with job(snakemake) as log:
     from xaiclip.data.record import load_slices
     from xaiclip.device import set_threads
     from xaiclip.errors import left_out, whole
+    from xaiclip.explain import GRADIENT_PRECISION, differentiates
     from xaiclip.explain.runner import STAGE, Request, Run, score_batch
     from xaiclip.explain.store import save_frame, save_scores
-    from xaiclip.masks.roi import SOURCES_OF_GUIDANCE, SOURCES_OF_PROMPT, load_rois
+    from xaiclip.explain.values import VALUES
+    from xaiclip.masks.roi import (
+        SOURCES_OF_GUIDANCE,
+        SOURCES_OF_PROMPT,
+        SOURCES_OF_REGIONS,
+        load_rois,
+    )
     from xaiclip.models.segmenters.loading import load_segmenter
     from xaiclip.preprocess import load_preprocessed
 
@@ -24,6 +31,7 @@ with job(snakemake) as log:
     enhanced = {piece.key: piece for piece in load_preprocessed(snakemake.input.preprocessed)}
     source = SOURCES_OF_GUIDANCE[cfg["guidance"]]
     prompt = SOURCES_OF_PROMPT[cfg["prompt"]]
+    regions = SOURCES_OF_REGIONS.get(cfg["settings"].get("regions"))
     requests, skips = [], whole(earlier)
 
     def request(item):
@@ -43,17 +51,22 @@ with job(snakemake) as log:
                 else None
             ),
             guidance=cfg["guidance"],
+            regions={organ: r[regions].mask for organ, r in of_organ.items() if regions in r},
         )
 
     for item in slices:
         if item.key in rois:
             with left_out(skips, item.case, STAGE, item.index):
                 requests.append(request(item))
-    segmenter = load_segmenter(cfg["segmenter"], cfg["device"], cfg["precision"])
+    precision, values = cfg["precision"], (*cfg["values"], *VALUES)
+    if differentiates(cfg["method"]):
+        precision, values = GRADIENT_PRECISION, cfg["values"]
+    segmenter = load_segmenter(cfg["segmenter"], cfg["device"], precision)
     run = Run(
         cfg["method"],
         cfg["settings"],
-        cfg["values"],
+        # every one, so that others can be explained without a forward
+        tuple(dict.fromkeys(values)),
         cfg["fill"],
         cfg["batch_size"],
         cfg["seed"],

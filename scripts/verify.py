@@ -12,26 +12,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+from xaiclip.config.methods import methods
 from xaiclip.files import write_json
 from xaiclip.privacy import PRIVATE
-from xaiclip.workflow.provenance import code_hash
+from xaiclip.workflow import paths
+from xaiclip.workflow.paths import filled
+from xaiclip.workflow.provenance import stage_hash
 from xaiclip.workflow.verify import GIVEN, checked_sums, compared, study_of
 
 ROOT = Path(__file__).parents[1]
 RULES = (
     *("slices", "preprocess", "roi", "attribute", "maps"),
     *("evaluate_localizer", "evaluate_segmenter", "metrics", "skipped"),
-    *("table2", "table_segmenter", "table3", "table_savings"),
+    *("table2", "table_segmenter", "table3", "table_savings", "table_shapley_units"),
 )
 TABLES = ("table2", "segmenter", "table3")
+#: Those that not every run has.
+FURTHER = ("savings", "shapley_units")
 
 
 def same_code(provenance):
     """The code that is here against the code that made the run."""
-    methods = [f"xaiclip.explain.{name}" for name in provenance["config"]["explain"]["methods"]]
+    known = methods()
+    used = {
+        name: known[name] for name in provenance["config"]["explain"]["methods"] if name in known
+    }
     for script, wanted in provenance["code"].items():
-        also = methods if script in ("score.py", "attribute.py") else ()
-        differs = code_hash(script, also) != wanted
+        differs = stage_hash(script, used) != wanted
         yield f"code {script}", "is another than the run's" if differs else None
 
 
@@ -45,8 +52,14 @@ def remade(folder, again, config):
             _link(source, again / name)
     overlay = again / PRIVATE / "config.json"
     write_json(overlay, {**config, "run": again.name}, private=True)
-    names = [*TABLES, *(["savings"] if (folder / "tables" / "savings.csv").exists() else [])]
-    targets = [f"results/{again.name}/tables/{name}.csv" for name in names]
+    further = (
+        name
+        for name in FURTHER
+        if (folder / filled(paths.below(paths.TABLE), name=name, kind="csv")).exists()
+    )
+    targets = [
+        filled(paths.TABLE, run=again.name, name=name, kind="csv") for name in (*TABLES, *further)
+    ]
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(ROOT / "Snakefile")]
     command += ["--configfile", str(overlay), "--cores", str(os.cpu_count()), "--nolock"]
     command += ["--rerun-triggers", "mtime", "--allowed-rules", *RULES]
@@ -68,13 +81,15 @@ def _link(source, target):
 def verify(folder):
     """What was checked, and what is wrong with it."""
     try:
-        provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        provenance = json.loads(
+            (folder / paths.below(paths.PROVENANCE)).read_text(encoding="utf-8")
+        )
         study = study_of(folder)
         yield from checked_sums(folder, provenance)
         yield from same_code(provenance)
     except (OSError, ValueError, KeyError) as error:
         words = f"cannot be read ({error}); finish the run with this version"
-        yield f"{folder}/provenance.json", words
+        yield filled(paths.PROVENANCE, run=folder.name), words
         return
     if not study:
         words = "cannot be made again: the folder 'private', with the configuration, is not here"

@@ -117,7 +117,8 @@ def read(sample):
             for skip in skips:
                 if skip.organ is None and (bad := _sentence(skip.reason)) != "refused":
                     return bad
-            truth = np.squeeze(nib.load(sample.label).get_fdata())
+            assert sample.label is not None
+            truth = np.squeeze(nib.Nifti1Image.from_filename(sample.label).get_fdata())
             assert not slices or set(np.unique(truth)) <= {0, 1}, "a label was misread"
             return "read" if slices else "refused"
         if sample.name.endswith(".tsv"):
@@ -195,7 +196,8 @@ def fuzz(count, seed, keep=None):
         ``bad_inputs``, ``refused``, ``read``, ``wrong``, ``tracebacks``, ``hangs``, and
         ``failures``: (kind, seed, outcome) of the last three.
     """
-    totals, failures = Counter(), []
+    totals: Counter[str] = Counter()
+    failures = []
     with Reader() as reader:
         for number in range(count):
             kind = KINDS[number % len(KINDS)]

@@ -1,4 +1,7 @@
-"""Fixtures of more than one file. What they need is imported when they are asked for."""
+"""Fixtures of more than one file, and the order of files.
+
+What fixtures need is imported when they are asked for.
+"""
 
 from __future__ import annotations
 
@@ -87,3 +90,12 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     published.chaos_mr(folder / "in", 1, image, label, LPS)
     published.chaos_ct(folder / "in", 5, image, label, LPS)
     return published.pack(folder / "in", folder / "CHAOS_Train_Sets.zip")
+
+
+# --- the order of files ---
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: one that began last would keep one core alone busy."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # stable

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """What several tests of datasets use."""
 
 import nibabel as nib

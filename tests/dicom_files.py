@@ -77,7 +77,7 @@ def empty(sop_class=CT, modality="CT", number=0, syntax=ExplicitVRLittleEndian):
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = sop_class
-    meta.MediaStorageSOPInstanceUID = f"{SERIES}.{number + 1}"
+    meta.MediaStorageSOPInstanceUID = UID(f"{SERIES}.{number + 1}")
     file = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
     file.SOPClassUID, file.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
     file.Modality, file.SeriesInstanceUID, file.StudyInstanceUID = modality, SERIES, SERIES + ".0"

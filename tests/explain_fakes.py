@@ -65,7 +65,7 @@ def picture(seed: int = 0, shape: tuple[int, int] = (160, 140)) -> np.ndarray:
     """A smooth random slice, uint8 (H, W)."""
     noise = np.random.default_rng(seed).random(shape).astype(np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), 6)
-    return cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    return cv2.normalize(smooth, smooth, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
 
 
 def rois() -> np.ndarray:

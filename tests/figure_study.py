@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn.functional import adaptive_avg_pool2d
 
 from xaiclip.data.geometry import Geometry
-from xaiclip.data.record import Slice, save_slices
+from xaiclip.data.record import Slice, SliceName, save_slices
 from xaiclip.errors import Skip
 from xaiclip.explain import method
 from xaiclip.explain.attribution import (
+    Attribution,
     save_attributions,
     to_canonical_image,
     to_canonical_mask,
@@ -29,9 +32,11 @@ from xaiclip.masks.roi import RoiSettings, load_rois, rois_of, save_rois
 from xaiclip.masks.segmented import save_masks
 from xaiclip.metrics.rows import explanation_rows
 from xaiclip.metrics.schema import EXPLANATIONS, write_table
-from xaiclip.organs import SIX_CLASSES, organs_of
+from xaiclip.organs import OUTSIDE, REST, SIX_CLASSES, organs_of
 from xaiclip.preprocess import Letterbox, preprocess_slices, save_preprocessed
 from xaiclip.report.sources import sources_of
+from xaiclip.report.tables.data import write
+from xaiclip.report.tables.shapley_units import COLUMNS, shapley_units
 
 CLASSES = list(SIX_CLASSES)
 ORGANS = organs_of(CLASSES)
@@ -85,7 +90,8 @@ def make_study(
     seen = {item.key: item.label for item in truth or slices}
     save_slices(root / f"slices/{BATCH}.npz", slices, skips)
     save_preprocessed(root / f"preprocessed/{BATCH}.npz", preprocess_slices(slices))
-    maps, rois, masks = {}, {}, {}
+    maps, rois = {}, {}
+    masks: dict[tuple[SliceName, str, str], NDArray[np.bool_]] = {}
     for item in slices:
         label = seen[item.key]
         assert label is not None
@@ -99,8 +105,8 @@ def make_study(
             mask = ndimage.binary_opening(label == index, iterations=2)
             if mask.any():
                 masks[item, organ, "roi"] = mask
-    seconds = dict.fromkeys(maps, 0.03)
-    save_probabilities(root / f"localization/text/{BATCH}.npz", maps, seconds, CLASSES)
+    localized = dict.fromkeys(maps, 0.03)
+    save_probabilities(root / f"localization/text/{BATCH}.npz", maps, localized, CLASSES)
     save_rois(root / f"roi/{BATCH}.npz", rois)
     reason = "the unperturbed segmentation is empty"
     left_out = [
@@ -149,6 +155,7 @@ def make_study(
             save_scores(root / "scores" / folder, done, left_out)
             save_attributions(root / "attributions" / folder, attributions)
     write_table(root / "metrics/explanations.parquet", rows, EXPLANATIONS)
+    write_units(root, {organ for _, organ, _ in masks}, guidances)
     for variant, gain in (("text", 1.0), ("no_text", 0.85)):
         write_history(root / f"localizer/{variant}/training.csv", gain)
     return root
@@ -202,8 +209,36 @@ def _table(plan: Plan, masks: np.ndarray) -> ScoreTable:
     scores = np.stack([dice, dice**1.2, dice, dice / (2 - dice)], axis=-1)
     n = plan.n_forwards
     seconds = {"perturb": 0.004 * n, "encode": 0.03 * n, "decode": 0.01 * n, "total": 0.045 * n}
-    baseline = np.tile(np.float32([0.98, 0.97, 1.0, 1.0]), (len(masks), 1))
+    baseline = np.tile(np.array([0.98, 0.97, 1.0, 1.0], np.float32), (len(masks), 1))
     return ScoreTable(scores.astype(np.float32), baseline, VALUES, seconds, n)
+
+
+def write_units(root: Path, explained: Iterable[str], guidances: Sequence[str]) -> None:
+    """The table of units: each organ hangs on itself, and a little on all that is there."""
+    paths = [root / f"attributions/shapley/{guidance}/{BATCH}.npz" for guidance in guidances]
+    organs = [organ for organ in ORGANS if organ in explained]
+    blank = np.zeros((512, 512), np.float32)
+    for path in paths:
+        maps = [
+            Attribution(
+                organ,
+                "value",
+                "soft_dice",
+                blank,
+                ("coalitions",),
+                units={
+                    unit: 0.3 if unit == organ else 0.02 * place - 0.05
+                    for place, unit in enumerate((*organs, REST, OUTSIDE))
+                },
+            )
+            for organ in organs
+        ]
+        save_attributions(path, [("a", 7, one) for one in maps])
+    nothing = pd.DataFrame(columns=COLUMNS)
+    table = shapley_units(
+        paths, nothing, classes=CLASSES, settings={"regions": "prediction"}, resamples=100
+    )
+    write(table, root / "tables/shapley_units.csv", root / "tables/shapley_units.md")
 
 
 def write_history(path: Path, gain: float = 1.0, epochs: int = 12) -> None:
@@ -249,4 +284,5 @@ def files_of(root: Path, name: str) -> dict[str, Path]:
         if not folder.startswith("attributions/") or folder.removeprefix("attributions/") in own
     ]
     paths += [root / f"localizer/{variant}/training.csv" for variant in ("text", "no_text")]
-    return sources_of([*paths, root / "metrics/explanations.parquet"], root)
+    paths += [root / "metrics/explanations.parquet", root / "tables/shapley_units.csv"]
+    return sources_of(paths, root)

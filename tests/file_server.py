@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """A server that gives one file, well or badly, as it is told."""
 
 import hashlib

@@ -250,18 +250,22 @@ class Study:
             self.script(script, files, output, cfg)
 
     def figures(self):
-        for name, sources in {
+        sources = {
             "figure02_preprocessing": ["slices", "preprocessed"],
             "figure07_occlusion_overview": [
                 *("slices", "localization/text", "roi", "segmentation"),
                 *("scores/occlusion/roi", "attributions/occlusion/roi"),
             ],
             "figure09_localization": ["slices", "localization/text"],
-        }.items():
-            files = [self.at(f"{source}/{BATCH}.npz") for source in sources]
-            cfg = {"figure": name, "classes": CLASSES, "case": None, "organ": "liver"}
-            cfg |= {"prompt": "roi", "dpi": 40}
-            self.script("figure", files, Named(self.at(f"figures/{name}.png")), cfg)
+        }
+        files = {
+            name: [self.at(f"{one}/{BATCH}.npz") for one in every]
+            for name, every in sources.items()
+        }
+        settings = {"classes": CLASSES, "case": None, "organ": "liver", "prompt": "roi", "dpi": 40}
+        inputs = [one for every in files.values() for one in every]
+        outputs = Named(*(self.at(f"figures/{name}.png") for name in files))
+        self.script("figures", inputs, outputs, {"figures": files, "settings": settings})
 
     def skips(self):
         return pd.read_csv(self.results / "skipped.tsv", sep="\t", keep_default_na=False)

@@ -151,7 +151,7 @@ def _read(path):
     elif path.suffix == ".parquet":
         pd.read_parquet(path)
     elif path.suffix == ".gz":
-        np.asarray(nib.load(path).dataobj)
+        np.asarray(nib.Nifti1Image.from_filename(path).dataobj)
     elif path.suffix == ".json":
         json.loads(path.read_text(encoding="utf-8"))
     elif path.suffix in (".csv", ".tsv"):
@@ -216,14 +216,15 @@ def kill_study(directory, reference, kills, seed, pace, arguments=(), say=print)
         ``damaged`` and ``tracebacks``; ``hangs``.
     """
     rng = random.Random(seed)
-    done = Counter()
-    found = {"differences": [], "damaged": [], "tracebacks": []}
+    done: Counter[str] = Counter()
+    found: dict[str, list[str]] = {"differences": [], "damaged": [], "tracebacks": []}
     rounds = hangs = runs = spared = 0
     while not rounds or done.total() < kills:
         base = Path(directory, f"{rounds}")
         base.mkdir(parents=True)
         rounds += 1
-        known, orphans, finished = {}, [], False
+        known: dict[Path, tuple[int, int]] = {}
+        orphans, finished = [], False
         while not finished:
             runs += 1
             if any(base.glob(".snakemake/locks/*")):

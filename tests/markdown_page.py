@@ -25,7 +25,7 @@ def read(markdown: str) -> Page:
     """Read a page; ``kinds`` are the kinds of everything in it, such as "html_inline"."""
     tokens = MarkdownIt("commonmark").enable("table").parse(markdown)
     page = Page([], [], set())
-    for before, token in zip([None, *tokens], tokens, strict=False):
+    for before, token in zip([tokens[0], *tokens], tokens, strict=False):
         page.kinds |= {token.type, *(child.type for child in token.children or [])}
         if token.type == "table_open":
             page.tables.append(([], []))

@@ -130,6 +130,7 @@ def limit(*maps: np.ndarray) -> float:
 
 def is_symmetric(heat: Heat, *maps: np.ndarray) -> None:
     assert heat.norm.vmax == pytest.approx(limit(*maps), rel=1e-6)
+    assert heat.norm.vmax is not None
     assert heat.norm.vmin == -heat.norm.vmax
 
 

@@ -51,7 +51,7 @@ def plan(directory, config, targets=(), root=ROOT, executor="dryrun"):
         workflow.dag(settings).execute_workflow(executor=executor)
         dag = workflow._workflow.dag
     jobs = [job for job in dag.jobs if job.rule.name != "all"]
-    readers = {_name(job): set() for job in jobs}
+    readers: dict[str, set[str]] = {_name(job): set() for job in jobs}
     for job in jobs:
         for source in dag.dependencies[job]:
             readers[_name(source)].add(_name(job))

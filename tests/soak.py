@@ -51,7 +51,7 @@ def run_slurm(asked, out):
         command = (sys.executable, "-m", "pytest", "-q", HERE / "test_slurm.py")
         done = subprocess.run([*command, f"--junitxml={report}"], cwd=HERE.parent, check=False)
         tree = ElementTree.parse(report)
-    counts = {one.get("name"): int(one.get("value")) for one in tree.iter("property")}
+    counts = {one.get("name"): int(one.get("value", "")) for one in tree.iter("property")}
     return {**counts, "status": done.returncode}
 
 

@@ -57,7 +57,7 @@ def same_cell(cell: str, expected: dict[str, float], n: int, *, cost: bool = Fal
         return
     got = markdown_page.value(cell)
     assert got is not None
-    tolerance = {"abs": 0.51, "rel": 0.0051} if cost else {"abs": 0.00051}
+    tolerance: dict[str, Any] = {"abs": 0.51, "rel": 0.0051} if cost else {"abs": 0.00051}
     shown = dict(expected)
     assert got.pop("n", n) == shown.pop("n")
     p = shown.pop("p", None)

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from functools import cache
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -121,7 +122,7 @@ def known(rows, column, **where):
 
 def by_case(triples):
     """From (case, part, value) to one value a case: the mean of the parts' means."""
-    parts = defaultdict(lambda: defaultdict(list))
+    parts: dict[Any, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
     for case, part, value in triples:
         parts[case][part].append(value)
     return [fmean(map(fmean, parts[case].values())) for case in sorted(parts)]
@@ -142,7 +143,7 @@ def _summary(values):
             n_resamples=FEW["resamples"],
             confidence_level=FEW["confidence"],
             method="percentile",
-            rng=np.random.default_rng(FEW["seed"]),
+            rng=np.random.default_rng(int(FEW["seed"])),
         ).confidence_interval
         one |= {"low": found.low, "high": found.high}
     return one

@@ -199,6 +199,7 @@ HEADERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HEADERS)
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w"])
 def test_headers_that_are_bombs(tmp_path, folder, kind, mode):

@@ -200,6 +200,7 @@ def shrunk(name: str) -> dict:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "blocks", "grid"), [("ViT-L-14", (12, 18, 24), 16), ("ViT-B-16", (6, 9, 12), 14)]
 )

@@ -60,6 +60,7 @@ def test_the_fuzzer_notices_what_it_looks_for(tmp_path, monkeypatch):
             assert reader.outcome(scan).startswith(word)
 
 
+@pytest.mark.slow
 @REUSED
 @given(st.lists(st.lists(st.text(max_size=12), max_size=7), max_size=5), st.booleans())
 def test_any_text_as_a_sheet(tmp_path, lines, headed):

@@ -22,6 +22,7 @@ def modules(monkeypatch):
         sys.modules.pop(name)
 
 
+@pytest.mark.slow
 def test_systems_make_the_forwards_that_are_reported(modules):
     benchmark, peers = modules
     bench = peers.Bench(FakeSegmenter(), picture(), PROMPTS, parts=2)
@@ -66,6 +67,7 @@ def test_captum_gives_the_same_maps_in_both_modes(modules):
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
+@pytest.mark.slow
 def test_every_peer_stands_in_its_best_mode_first(modules, monkeypatch):
     """What comes after the comma is no better way, but the usual one."""
     benchmark, _ = modules

@@ -25,6 +25,7 @@ from xaiclip.report.picture import (
 )
 
 
+@pytest.mark.slow
 def test_each_slice_of_a_case_has_its_own_maps_and_plans(
     root: Path, slices: dict[str, Any], stored: Stored
 ) -> None:

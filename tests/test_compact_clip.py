@@ -247,6 +247,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> ClipSettings:
     return ClipSettings(steps=30, batch=12, warmup=3, check_every=10, learning_rate=3e-3)
 
 
+@pytest.mark.slow
 def test_training_learns_and_its_files_load(tmp_path: Path, tiny: ClipSettings) -> None:
     weights = train_clip(tmp_path / "pool", tmp_path / "clip", tiny)
     with open(tmp_path / "clip" / "training_clip.csv") as stream:
@@ -262,6 +263,7 @@ def test_training_learns_and_its_files_load(tmp_path: Path, tiny: ClipSettings) 
     assert backbone.mean.flatten()[0] == CONFIG["preprocess_cfg"]["mean"][0]
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_it_was(tmp_path: Path, tiny: ClipSettings, monkeypatch) -> None:
     """Killed after step 20 of 30 and called again, it ends with the same weights."""
     whole = train_clip(tmp_path / "pool", tmp_path / "whole", tiny)

@@ -228,6 +228,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "CONFIG", TINY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_training_learns(pool: Path, tmp_path: Path, precision: str) -> None:
     longer = dataclasses.replace(
@@ -353,6 +354,7 @@ def test_evaluation_of_a_perfect_segmenter(box: str) -> None:
     assert np.isnan(scores["pancreas"])
 
 
+@pytest.mark.slow
 def test_the_shipped_model_segments_phantoms() -> None:
     """On phantoms that it was not trained on, with boxes up to 5 pixels too large."""
     segmenter = loading.load_segmenter({"model": "compact"}, "cpu")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from test_backbone import TOKENIZER, small_clip
 from xaiclip.localizer.backbone import Backbone, BackboneSettings, load_backbone
 from xaiclip.localizer.model import SIZE, Localizer, LocalizerSettings, save_localizer
-from xaiclip.metrics.cost import Gflops, localizer_cost, measure, networks, segmenter_cost
+from xaiclip.metrics.cost import Gflops, localizer_cost, measure, segmenter_cost
+from xaiclip.models.segmenters.base import networks_of
 
 ROOT = Path(__file__).parents[1]
 TOKENS, WIDTH, HEADS = 16, 8, 2
@@ -117,6 +118,7 @@ def test_the_localizer_costs_four_forwards_of_one_slice() -> None:
     assert macs(cost.ptflops) == 4 * macs(one.ptflops) > 0
 
 
+@pytest.mark.slow
 def test_the_script_writes_what_runs(tmp_path: Path) -> None:
     localizer = Localizer(load_backbone(BackboneSettings("compact")), ("background", "liver"))
     save_localizer(tmp_path / "localizer.safetensors", localizer)
@@ -211,5 +213,5 @@ def test_counts_add_up() -> None:
 
 def test_networks_of_a_holder() -> None:
     toy = Toy()
-    assert networks(toy) == [toy.encoder, toy.decoder]
-    assert networks(toy.encoder) == [toy.encoder]
+    assert networks_of(toy) == {"encoder": toy.encoder, "decoder": toy.decoder}
+    assert networks_of(toy.encoder) == {"": toy.encoder}

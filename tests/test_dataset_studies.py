@@ -17,6 +17,8 @@ from xaiclip.data.sheet import read_sheet
 from xaiclip.published.catalogue import DATASETS
 from xaiclip.published.checked import remember
 
+pytestmark = pytest.mark.slow
+
 FETCHED = {
     "flare22": ["7860267/files/FLARE22Train.zip"],
     "chaos": [

@@ -22,6 +22,8 @@ from xaiclip.organs import FLARE22
 from xaiclip.published import catalogue
 from xaiclip.published.catalogue import DATASETS, entries
 
+pytestmark = pytest.mark.slow
+
 #: The same in canonical order: x and y reversed.
 RAS_OF = (slice(None, None, -1), slice(None, None, -1))
 

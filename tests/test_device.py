@@ -76,6 +76,7 @@ def test_threads_are_at_least_one() -> None:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_operations_come_one_after_the_other() -> None:
     """In a process of its own: it can be said once only, before any work."""
     code = (

@@ -139,6 +139,7 @@ def test_order_and_names_do_not_count(tmp_path):
     assert_read(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("syntax", ENCODINGS)
 @pytest.mark.parametrize("signed", [False, True])
 def test_compressed(tmp_path, syntax, signed):
@@ -195,6 +196,7 @@ def test_values_beyond_16_bits(tmp_path):
     assert_read(series(tmp_path / "s", one), wanted, dtype=np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "digits"), [(0.625, 1), (0.625, 2), (0.75, 1), (0.45, 1), (3, 0)])
 def test_rounded_positions(tmp_path, step, digits):
     """The line that fits best leads through them; but a missing slice is seen all the same."""
@@ -212,6 +214,7 @@ def test_rounded_positions(tmp_path, step, digits):
             read_dicom(folder)
 
 
+@pytest.mark.slow
 @REUSED
 @given(
     st.integers(0, 2**32 - 1), st.floats(0.5, 10), st.integers(1, 9), st.integers(3, 12), st.data()
@@ -341,6 +344,7 @@ def test_nothing_of_a_header_reaches_the_log(tmp_path, caplog, recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_scan(tmp_path):
     """The peak of a process that reads it: no second copy, no float."""
     script = (
@@ -365,6 +369,7 @@ def test_memory_is_that_of_the_scan(tmp_path):
     assert peak < 1.6 * size
 
 
+@pytest.mark.slow
 @REUSED
 @given(st.integers(0, SHAPE[2] - 1), st.data())
 @pytest.mark.parametrize("one", [plane, run_length, None])

@@ -75,6 +75,7 @@ def test_sequences_within_sequences(tmp_path):
     refused(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless])
 def test_damaged_compressed_pixels_cost_one_case(tmp_path, syntax):
     """Decoders in C may die of them; this process does not, and takes no foreign memory."""

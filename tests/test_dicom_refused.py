@@ -135,6 +135,7 @@ def renamed(name):
     return make_folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

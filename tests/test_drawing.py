@@ -29,6 +29,7 @@ from xaiclip.report.picture import (
 # --- the drawing shows the data ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PICTURES)
 def test_the_drawing_shows_the_data(root: Path, name: str) -> None:
     data = picture(root, name)

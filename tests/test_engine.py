@@ -102,6 +102,7 @@ def test_forwards_are_counted(count):
     assert asked.n_backwards == 0
 
 
+@pytest.mark.slow
 def test_fills():
     mean = fill_image("mean", INPUTS)
     torch.testing.assert_close(mean[:, 0, 0], INPUTS.mean((1, 2)))

@@ -97,6 +97,7 @@ def test_every_line_is_one_version_with_hashes(name):
         assert "://" not in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*LOCKS, *STACKS])
 def test_the_lock_holds_all_that_its_packages_need(name):
     locked = pins(name)
@@ -164,7 +165,7 @@ def third_party(script):
     """Packages that a script and the project's code behind it import."""
     files = set(imported_files(SCRIPTS / script))
     if script in ("score.py", "attribute.py", "savings.py"):  # methods are imported by name
-        for method in ("occlusion", "lime", "rise"):
+        for method in ("occlusion", "lime", "rise", "shapley"):
             files |= set(imported_files(SCRIPTS / f"xaiclip/explain/{method}.py"))
     if script == "prepare.py":  # so are adapters
         for name in DATASETS:
@@ -189,6 +190,7 @@ def test_every_rule_with_a_script_names_an_environment():
     assert text.count("script:") == text.count("conda:") == len(re.findall(r"\n +log:", text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "env"), rules())
 def test_environment_holds_what_the_script_imports(script, env):
     assert third_party(script) - set(pins(env)) == set()

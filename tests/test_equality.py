@@ -9,7 +9,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from explain_fakes import picture
-from test_segmenters import some_prompts, tiny
+from segmenter_models import some_prompts, tiny
 from xaiclip.explain import lime, occlusion, rise
 from xaiclip.explain.attribution import to_canonical_image
 from xaiclip.explain.engine import fill_image, score
@@ -101,6 +101,7 @@ def tiles(size: int) -> np.ndarray:
     return (at[:, None] * 4 + at).astype(np.int32)
 
 
+@pytest.mark.slow
 def test_batches_are_images_one_by_one(study) -> None:
     scorer, _, context = study
     every = SegmenterScorer(scorer.segmenter, scorer.prompts, scorer.inputs, tuple(VALUES))
@@ -112,6 +113,7 @@ def test_batches_are_images_one_by_one(study) -> None:
     np.testing.assert_allclose(many, one, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_occlusion_equals_captum(study) -> None:
     scorer, dice, context = study
     inputs = scorer.inputs
@@ -133,6 +135,7 @@ def test_occlusion_equals_captum(study) -> None:
         np.testing.assert_allclose(ours.map[np.ix_(at, at)], expected[0, 0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_superpixels_one_at_a_time_equal_captums_feature_ablation(study) -> None:
     scorer, dice, _ = study
     inputs = scorer.inputs
@@ -151,6 +154,7 @@ def test_superpixels_one_at_a_time_equal_captums_feature_ablation(study) -> None
         np.testing.assert_allclose(drop[features, organ], expected[0, 0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lime_equals_the_lime_package(study) -> None:
     """Its own images and surrogate, on the same superpixels, fill and samples."""
     scorer, dice, _ = study
@@ -180,6 +184,7 @@ def test_lime_equals_the_lime_package(study) -> None:
         )
 
 
+@pytest.mark.slow
 def test_rise_paper_equals_the_published_formula(study) -> None:
     """Every mask and every masked image in memory."""
     scorer, dice, context = study

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from figure_study import BATCH, COST, ORGANS, VALUES, drawn_slice, make_study
+from figure_study import BATCH, COST, ORGANS, drawn_slice, make_study
 from xaiclip.data.record import load_slices
 from xaiclip.explain.attribution import to_canonical_mask
 from xaiclip.explain.store import load_scores
@@ -17,6 +17,7 @@ from xaiclip.masks.roi import load_rois
 from xaiclip.models.segmenters.base import Prompts
 from xaiclip.models.segmenters.loading import load_segmenter
 from xaiclip.targets import SegmenterScorer
+from xaiclip.workflow.provenance import STAGES, Reach
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 RUN = """
@@ -30,15 +31,27 @@ def files(given):
     found = Files(given.values())
     vars(found).update(given)
     return found
+ran = {}
+def note(frame, event, _):
+    code = frame.f_code
+    # what runs at import has no local variables, but for comprehensions
+    inside = code.co_flags & 1 and "comp>" not in code.co_name
+    if event == "call" and inside and code.co_filename.startswith(scripts):
+        ran[name].add((code.co_filename, code.co_firstlineno))
 for name, job in jobs:
+    ran.setdefault(name, set())
+    sys.setprofile(note)
     fake = Names(input=files(job["input"]), output=files(job["output"]), threads=1, log=[],
                  params=Names(cfg=job["cfg"]), resources=Names(), rule=name)
     runpy.run_path(f"{scripts}/{name}.py", {"snakemake": fake})
+    sys.setprofile(None)
+print(json.dumps({name: sorted(found) for name, found in ran.items()}))
 """
 METHOD = {
     "method": "rise",
     "settings": {"masks": 12, "estimators": ["covariance", "paper"]},
-    "values": VALUES,
+    "values": ["soft_dice"],
+    "first": [],
     "organs": ORGANS,
     "seed": 5,
 }
@@ -98,13 +111,34 @@ def study(tmp_path_factory):
                 },
             )
         )
-    subprocess.run([sys.executable, "-c", RUN, str(SCRIPTS), json.dumps(jobs)], check=True)
+    command = [sys.executable, "-c", RUN, str(SCRIPTS), json.dumps(jobs)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    (root / "ran.json").write_text(done.stdout)
     return root
+
+
+@pytest.mark.parametrize("script", ["score", "attribute"])
+def test_what_a_job_runs_is_what_its_hash_holds(study, script):
+    """Every function that was called, against the code that names lead to."""
+    reach = Reach(SCRIPTS)
+    reach.script(f"{script}.py")
+    for part in STAGES[f"{script}.py"]:
+        reach.named(f"xaiclip.explain.rise:{part}")
+    held = {
+        (str(module.path), line)
+        for name, number in reach.reached | reach.touched
+        for module in [reach.modules[name]]
+        for line in range(module.units[number].lines[0], module.units[number].lines[1] + 1)
+    }
+    ran = {tuple(one) for one in json.loads((study / "ran.json").read_text())[script]}
+    assert len(ran) > 50
+    assert ran <= held
 
 
 KEYS = ["case", "organ", "guidance", "variant", "value"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", ["full", "roi"])
 def test_rows_are_those_of_the_library(study, guidance):
     """The made-up study called it by itself, with masks and references of its own making."""

@@ -28,9 +28,10 @@ def explained(heat, prediction, reference=None, scores=None) -> Explained:
     masks = np.stack([np.zeros(shape, bool), np.ones(shape, bool), prediction])
     slice_scores = SimpleNamespace(
         context=SimpleNamespace(organs=("spleen", "pancreas", "liver"), masks=masks),
-        member_scores=lambda one, value: np.float32((scores or {})[value]),
+        tables={"p": SimpleNamespace(values=tuple(scores or ()))},
+        member_scores=lambda one, value: np.float32(scores[value]),
     )
-    attribution = SimpleNamespace(organ="liver", map=np.asarray(heat, float))
+    attribution = SimpleNamespace(organ="liver", map=np.asarray(heat, float), plans=("p",))
     return Explained(attribution, slice_scores, reference)
 
 

@@ -61,6 +61,7 @@ def small_disk(tmp_path):
     subprocess.run(("umount", directory / "results"), check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(small_disk, prepared):
     directory, grow = small_disk
     code, output = kills.run(directory, *SHORT)
@@ -76,6 +77,7 @@ def test_a_full_disk(small_disk, prepared):
     assert kept.items() <= content(directory / "results" / "kills" / "raw").items()
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files(tmp_path, prepared):
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
@@ -97,6 +99,7 @@ def before():
     return ("setpriv", CAPABILITIES)
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_read_only_from_the_start(tmp_path, before):
     config = tmp_path / "study.json"
     kills.command(tmp_path)
@@ -114,6 +117,7 @@ def test_a_folder_that_is_read_only_from_the_start(tmp_path, before):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_read_only_folder_of_results(tmp_path, prepared, before):
     directory = tmp_path / "study"
     shutil.copytree(prepared, directory, symlinks=True)
@@ -135,6 +139,7 @@ def test_a_read_only_folder_of_results(tmp_path, prepared, before):
     completes(directory, prepared)
 
 
+@pytest.mark.slow
 def test_a_lock_left_behind_and_two_runs_at_once(tmp_path, prepared):
     first = kills.start(tmp_path, *SHORT)
     assert kills.busy(first)
@@ -155,6 +160,7 @@ def test_a_lock_left_behind_and_two_runs_at_once(tmp_path, prepared):
     completes(tmp_path, prepared)
 
 
+@pytest.mark.slow
 def test_the_first_of_two_runs_is_not_disturbed(tmp_path, prepared):
     first = kills.start(tmp_path, *SHORT)
     assert kills.busy(first)

@@ -65,10 +65,12 @@ PARTS = {
     "figure11_lime_distributions": (2, 0, 6),
     "figure12_lime_stages": (6, 1, 2),
     "figure13_rise_stages": (6, 5, 1),
+    "shapley_matrix": (2, 1, 0),
     "training_curves": (3, 0, 0),
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_drawn_and_saved(study: Path, name: str, tmp_path: Path) -> None:
     figure = FIGURES[name](files_of(study, name), LIVER)
@@ -100,6 +102,7 @@ def test_the_same_files_give_the_same_bytes(study: Path, tmp_path: Path) -> None
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTRIBUTIONS)
 def test_titles_name_the_case_and_axes_have_units(study: Path, name: str) -> None:
     words = words_of(FIGURES[name](files_of(study, name), replace(LIVER, case="b")))
@@ -121,6 +124,7 @@ def test_titles_name_the_case_and_axes_have_units(study: Path, name: str) -> Non
         ("figure10_occlusion_maps", "No organ of this batch is explained by occlusion."),
         ("figure08_comparison", "No organ of any case is explained: see skipped.tsv"),
         ("figure11_lime_distributions", "No organ of any case is explained"),
+        ("shapley_matrix", "No organ of any case is explained"),
     ],
 )  # fmt: skip
 def test_an_empty_study_gets_a_sentence(empty: Path, name: str, sentence: str) -> None:
@@ -170,6 +174,7 @@ def test_a_case_without_a_reference_says_so(study: Path) -> None:
     assert "This case has no reference." in words_of(FIGURES[name](files_of(study, name), LIVER))
 
 
+@pytest.mark.slow
 def test_an_estimator_that_is_switched_off(tmp_path: Path) -> None:
     settings = {"rise": {"masks": 12, "estimators": ["covariance"]}}
     make_study(tmp_path, [drawn_slice("a")], settings=settings)
@@ -183,6 +188,7 @@ NASTY = ["$\\frac{1}{2$", "cost $5$ each", "two\nlines", "<script>", "a\x1b[31mb
          "\\$x", "100%", "{0}", "$"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NASTY)
 def test_names_are_shown_letter_by_letter(tmp_path: Path, name: str) -> None:
     """As names of a case and of an organ; figures are drawn, saved, and read no mathematics."""
@@ -222,6 +228,7 @@ def test_names_are_shown_letter_by_letter(tmp_path: Path, name: str) -> None:
     assert words.count(shown) == 3  # the word, the note, and the side
 
 
+@pytest.mark.slow
 def test_a_method_of_a_nasty_name_is_drawn(tmp_path: Path) -> None:
     rows = [
         {**row, "method": "$m|\n$"} if row["method"] == "gradient" else row

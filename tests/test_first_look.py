@@ -16,6 +16,8 @@ import yaml
 from compact.phantom import PhantomSettings, generate, write
 from xaiclip.data.record import load_slices
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SHEET = "case\timage\tlabel\tmodality\tsplit\n"
 

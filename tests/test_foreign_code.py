@@ -79,6 +79,7 @@ PLACES: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", ["folder", "hub"])
 def test_python_files_beside_a_model_do_not_run(
@@ -94,6 +95,7 @@ def test_python_files_beside_a_model_do_not_run(
     assert not ran.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "section", "key", "value"),
     [
@@ -286,6 +288,7 @@ def test_every_published_configuration_passes(name: str) -> None:
     assert config.tower == published["text_cfg"].get("hf_model_name")
 
 
+@pytest.mark.slow
 def test_no_module_of_a_models_folder_can_be_imported(folder: Path, ran: Path) -> None:
     """In a process of its own, with nothing loaded before, and a terminal's prompt answered."""
     write_biomed(folder)

@@ -141,6 +141,7 @@ def change(weights: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tenso
     return weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 @pytest.mark.parametrize(
     ("kind", "words"),

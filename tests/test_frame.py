@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
-from test_segmenters import tiny
+from segmenter_models import tiny
 from xaiclip.models.segmenters import sam as sam_module
 from xaiclip.models.segmenters.base import Prompts, to_mask
 from xaiclip.models.segmenters.fixed import FixedClassSegmenter

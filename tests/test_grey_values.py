@@ -53,6 +53,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOOD)
 def test_good_scans_raise_no_doubt(scans, name):
     change = GOOD[name]

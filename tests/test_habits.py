@@ -6,9 +6,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+
+import conftest
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -58,8 +61,8 @@ def test_a_script_imports_snakemake_for_the_checkers_alone(script):
 
 def test_the_type_checker_reads_all_that_is_no_test():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
-    assert {"scripts", "envs", "benchmarks"} <= set(config["files"])
-    assert "exclude" not in config
+    assert {"scripts", "envs", "benchmarks", "tests"} <= set(config["files"])
+    assert config["exclude"] == "^tests/test_"
     assert recipe("types") == [".venv/bin/mypy"]
     strict = next(one for one in config["overrides"] if one.get("disallow_untyped_defs"))
     assert {"xaiclip.*", "compact.*"} <= set(strict["module"])
@@ -91,6 +94,15 @@ def test_quick_is_every_check_but_the_slow_tests():
     assert tests.split() == [*without_coverage.split(), "-m", '"not', 'slow"']
 
 
+def test_files_with_slow_tests_come_first_and_stay_whole():
+    def item(file, name, slow=False):
+        return SimpleNamespace(path=file, name=name, get_closest_marker=lambda _: slow or None)
+
+    items = [item("a", "1"), item("a", "2"), item("b", "1"), item("b", "2", True), item("c", "1")]
+    conftest.pytest_collection_modifyitems(items)
+    assert [one.path + one.name for one in items] == ["b1", "b2", "a1", "a2", "c1"]
+
+
 # --- the workflow catalog ------------------------------------------------------------------------
 
 
@@ -116,3 +128,29 @@ def test_the_catalog_finds_what_it_looks_for():
     assert not (ROOT / "workflow").exists()  # else the catalog looks there
     assert list((ROOT / "rules").glob("*.smk"))
     assert (ROOT / "config" / "README.md").exists()
+
+
+# --- pages ---------------------------------------------------------------------------------------
+
+PAGES = ["README.md", "CONTRIBUTING.md", "config/README.md", "resources/compact/README.md"]
+PAGES += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+    modules = re.findall(r"`(xaiclip(?:\.\w+)+)", text)
+    assert [name for name in modules if not is_module(name)] == []
+
+
+def is_module(name):
+    """A dotted name whose first two parts are a module, or a name that the package offers."""
+    first = name.split(".")[1]
+    return (
+        (ROOT / "scripts/xaiclip" / f"{first}.py").exists()
+        or (ROOT / "scripts/xaiclip" / first).is_dir()
+        or f'"{first}"' in (ROOT / "scripts/xaiclip/__init__.py").read_text(encoding="utf-8")
+        or first in ("methods", "models")  # entry-point groups
+    )

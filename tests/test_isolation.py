@@ -83,6 +83,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.slow
 def test_nothing_is_left_out_of_the_undisturbed_study(study):
     assert study.explained().skipped.isna().all()
     assert len(study.explained()) == len(CASES) * len(ORGANS)
@@ -109,6 +110,7 @@ ERRORS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "error"),
     [(stage, RuntimeError("planted")) for stage in PLANTED] + [("localize", e) for e in ERRORS],
@@ -149,6 +151,7 @@ def test_a_case_costs_itself_alone(study, monkeypatch, stage, error):
         assert rows.dice.isna().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["slices", "localize", "roi", "score"])
 def test_tables_and_figures_are_drawn_of_nothing(study, monkeypatch, stage):
     """Every case fails, and a plain image does not: there is nothing wrong with the models."""
@@ -196,7 +199,7 @@ def test_an_interrupt_ends_the_job(study, monkeypatch, stage):
         ),
         (
             "score",
-            "xaiclip.targets.SegmenterScorer.of_slice",
+            "xaiclip.targets.decode",
             "The model under 'occlusion' fails on a",
         ),
     ],
@@ -217,6 +220,7 @@ def test_a_gpu_that_broke_down_is_no_case(study, monkeypatch):
     assert "illegal memory access" in study.log("segment").read_text()
 
 
+@pytest.mark.slow
 def test_a_case_that_a_later_stage_lacks_keeps_its_first_reason(study, monkeypatch):
     plant(monkeypatch, *PLANTED["preprocess"])
     shutil.rmtree(study.results / "figures")

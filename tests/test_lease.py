@@ -207,6 +207,7 @@ with job(snakemake):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("device", "gpu"), [("auto", "GPU-0"), ("cpu", "None")])
 def test_a_job_has_its_threads_and_its_gpu(machine, device, gpu):
     machine(1)

@@ -10,10 +10,12 @@ from xaiclip.config import default_config, leaves, load_schema
 from xaiclip.masks.roi import RoiSettings, roi_mask
 from xaiclip.preprocess import Letterbox, PreprocessSettings, enhance
 
+pytestmark = pytest.mark.slow
+
 LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 SMALL = {
     "occlusion": {"window": 128, "stride": 128},
-    "lime": {"samples": 8, "min_samples": 4, "variants": ["slic"]},
+    "lime": {"samples": 8, "min_samples": 4, "superpixels": ["slic"]},
     "rise": {"masks": 8},
 }
 
@@ -56,9 +58,9 @@ def test_a_method_at_a_limit(method, name, value, guided):
     if name == "window":
         settings["stride"] = value
     if name.startswith("quickshift"):
-        settings["variants"] = ["quickshift"]
+        settings["superpixels"] = ["quickshift"]
     elif name in ("scale", "sigma", "min_size"):
-        settings["variants"] = ["felzenszwalb"]
+        settings["superpixels"] = ["felzenszwalb"]
     module = import_module(f"xaiclip.explain.{method}")
     ctx = context(guided=guided, settings=settings)
     made = module.plans(ctx)

@@ -9,6 +9,8 @@ from xaiclip.explain.runner import Request, Run, score_slice
 from xaiclip.models.segmenters.loading import load_segmenter
 from xaiclip.models.segmenters.sam import SamSegmenter
 
+pytestmark = pytest.mark.slow
+
 BOX = (200.0, 300.0, 700.0, 800.0)
 
 

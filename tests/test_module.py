@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "module.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```(\w+)\n(.*?)```", PAGE, re.S))
@@ -70,7 +72,7 @@ def test_jobs_run_in_the_user_s_folder_and_only_once(project):
     targets = ("--", "results/mine/slices/test-0.npz")
     status, output = project.run(*TRIGGERS, *targets)
     assert status == 0, output[-3000:]
-    assert (project.folder / "results/mine/raw/test_ct_000_labels.nii.gz").exists()
+    assert (project.folder / "results/mine/raw/test-0/test_ct_000_labels.nii.gz").exists()
     assert not (ROOT / "results/mine").exists()
     assert project.planned(*TRIGGERS, *targets) == {}
     # the section is what an overlay would be: a key of it reruns what reads it
@@ -122,5 +124,5 @@ def test_what_cannot_be_is_refused(project):
 
 def test_the_profile_beside_the_own_snakefile_is_found(project):
     shutil.copytree(ROOT / "profiles", project.snakefile.parent / "profiles")
-    output = project.run("--dry-run", "--", "results/mine/raw/test_ct_000.nii.gz")[1]
+    output = project.run("--dry-run", "--", "results/mine/raw/test-0")[1]
     assert "Using workflow specific profile workflow/profiles/default" in output

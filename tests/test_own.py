@@ -200,7 +200,7 @@ def test_the_slice_is_resized_as_pillow_does():
 def test_stock_sam_prepares_and_cuts_as_its_predictor(shape):
     from segment_anything import SamPredictor
 
-    from test_segmenters import tiny
+    from segmenter_models import tiny
 
     torch.manual_seed(0)
     sam = tiny().eval()

@@ -28,6 +28,8 @@ from xaiclip.localizer.backbone import BackboneSettings, load_backbone
 from xaiclip.localizer.model import Localizer, save_localizer
 from xaiclip.organs import SIX_CLASSES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PATIENT = "DOE_JANE_19700101"
 SERIES = "1.2.826.0.1.3680043.8.498.17"

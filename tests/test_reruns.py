@@ -18,6 +18,8 @@ import yaml
 
 from xaiclip.config import complete
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 BASE = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text(encoding="utf-8"))
 *ROWS, EXCEPT = yaml.safe_load((ROOT / "tests" / "reruns.yaml").read_text(encoding="utf-8"))
@@ -64,9 +66,7 @@ def expected(direct, readers):
     """The jobs that read a key, and all that reads their results; always provenance.json."""
     found, waiting = {"provenance"}, []
     for word in direct:
-        if word == "figures":
-            waiting += [job for job in readers if job.startswith("figure")] + ["training_curves"]
-        elif word.endswith("*"):
+        if word.endswith("*"):
             waiting += [word.replace("*", method) for method in METHODS]
         else:
             waiting.append(word)
@@ -80,15 +80,16 @@ def expected(direct, readers):
 
 def rows():
     return [
-        (key, value, row["reruns"], "spares" in row, row.get("with", {}))
+        (key, value, row["reruns"], row.get("with", {}))
         for row in MATRIX
         for key, value in row["keys"].items()
     ]
 
 
 def test_every_key_of_the_configuration_stands_in_the_matrix():
-    keys = [key for row in MATRIX for key in row["keys"]]
+    keys = [(key, json.dumps(row.get("with"))) for row in MATRIX for key in row["keys"]]
     assert len(keys) == len(set(keys))
+    keys = [key for key, _ in keys]
     (others,) = EXCEPT.values()
     assert set(keys) | set(others) == set(leaves(complete(copy.deepcopy(BASE))))
 
@@ -132,12 +133,9 @@ def test_nothing_reruns_where_nothing_changed(answers):
 
 @pytest.mark.parametrize("number", range(len(rows())), ids=[key for key, *_ in rows()])
 def test_a_key_reruns_what_reads_it_and_no_more(answers, number):
-    key, _, direct, spares, own = rows()[number]
+    key, _, direct, own = rows()[number]
     plan, readers = answers[json.dumps(own)][key]
     wanted = expected(direct, readers)
-    if spares:  # the batch of the figures' case is left alone; these two draw all cases
-        whole = ("figure08_comparison", "figure11_lime_distributions")
-        wanted = {job for job in wanted if not job.startswith("figure") or job in whole}
     assert set(plan) == wanted
 
 
@@ -245,41 +243,29 @@ def clone(tmp_path_factory):
     return copied
 
 
-def importers(module):
-    """Scripts that import a module, directly or not, told by the text of the files."""
-    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "scripts").rglob("*.py")}
-    reached, waiting = set(), [module]
-    while waiting:
-        name = waiting.pop()
-        package, _, last = name.rpartition(".")
-        forms = [rf"import {re.escape(name)}\b", rf"from {re.escape(name)} import"]
-        forms.append(rf"from {re.escape(package)} import [^\n]*\b{last}\b")
-        for path, text in sources.items():
-            if path not in reached and any(re.search(rf"^ *{form}", text, re.M) for form in forms):
-                reached.add(path)
-                parts = path.relative_to(ROOT / "scripts").with_suffix("").parts
-                waiting.append(".".join(parts))
-    return {path.stem for path in reached if path.parent.name == "scripts"}
+EDITS = [
+    (name, *edit, row["reruns"]) for row in ROWS for name, edit in row.get("edits", {}).items()
+]
 
 
-MODULES = ["xaiclip.preprocess", "xaiclip.metrics.schema", "xaiclip.report.tables.data"]
-
-
-def test_a_module_reruns_the_rules_whose_scripts_import_it(study, answers, clone):
-    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk"))
-    scripts = dict(re.findall(r"rule (\w+):(?:(?!\n *rule ).)*?scripts/(\w+)\.py", text, re.S))
-    scripts["figure"] = "figure"
+@pytest.fixture(scope="module")
+def edited(study, answers, clone):
+    """Name of an edit → its plan and the graph."""
+    found = {}
     assert ask(study, [BASE], root=str(clone), pretend=False)["plans"] == [{}]
-    for module in MODULES:
-        path = clone.joinpath("scripts", *module.split(".")).with_suffix(".py")
-        before = path.read_bytes()
-        path.write_bytes(before + b"\n# edited\n")
-        got = ask(study, [BASE], root=str(clone), pretend=False)
-        path.write_bytes(before)
-        (readers,), (plan,) = got["readers"], got["plans"]
-        using = {rule for rule, script in scripts.items() if script in importers(module)}
-        direct = [job for job in readers if job.split()[0] in using]
-        if "figure" in using:
-            direct.append("figures")
-        assert direct, module
-        assert set(plan) == expected(direct, readers), module
+    for name, file, old, new, _ in EDITS:
+        path = clone / "scripts" / file
+        before = path.read_text(encoding="utf-8")
+        assert before.count(old) >= 1, f"{name}: {file} no longer holds {old!r}"
+        path.write_text(before.replace(old, new, 1), encoding="utf-8")
+        compile(path.read_text(encoding="utf-8"), path, "exec")
+        answer = ask(study, [BASE], root=str(clone), pretend=False)
+        path.write_text(before, encoding="utf-8")
+        found[name] = answer["plans"][0], answer["readers"][0]
+    return found
+
+
+@pytest.mark.parametrize(("name", "direct"), [(name, row) for name, *_, row in EDITS])
+def test_an_edit_reruns_what_runs_the_code_and_no_more(edited, name, direct):
+    plan, readers = edited[name]
+    assert set(plan) == (expected(direct, readers) if direct else set())

@@ -51,6 +51,7 @@ def truth():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", DESIGNS)
 def test_every_design_is_unbiased(design, truth):
     """Against 16 × 600 plain masks; the mean squared z over the map is about 1."""
@@ -69,6 +70,7 @@ def test_standard_errors_are_the_true_ones(design, truth):
     assert np.sqrt((errors**2).mean()) == pytest.approx(real, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probability", [0.25, 0.7])
 @pytest.mark.parametrize("sampling", ["plain", "antithetic"])
 def test_the_control_variate_is_unbiased_and_honest_at_other_probabilities(sampling, probability):

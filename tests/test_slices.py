@@ -54,7 +54,7 @@ def take(case, **settings):
 
 def test_window_ct():
     hu = np.array([-3000, -160, 40, 240, 3000], np.int16)
-    assert window_ct(hu).tolist() == [0, 0, 128, 255, 255]
+    assert window_ct(hu, 40, 400).tolist() == [0, 0, 128, 255, 255]
     assert window_ct(np.array([0.0, 50, 100]), 50, 100).tolist() == [0, 128, 255]
 
 
@@ -69,7 +69,7 @@ def test_window_mr_uses_percentiles_of_the_non_zero_voxels():
 
 @pytest.mark.parametrize("value", [0, 7, -3])
 def test_window_mr_of_a_constant_volume_is_black(value):
-    assert not window_mr(np.full((4, 4, 4), value, np.float32)).any()
+    assert not window_mr(np.full((4, 4, 4), value, np.float32), 0.5, 99.5).any()
 
 
 @settings(deadline=None)

@@ -9,6 +9,8 @@ import pytest
 from xaiclip.files import TEMPORARY
 from xaiclip.workflow.stale import remove_files, stale_files
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 WANTED = [
     "raw/test_ct_000.nii.gz",

@@ -132,6 +132,7 @@ def test_notes_say_what_the_numbers_are(tmp_path: Path) -> None:
         assert f"- †{mark} " in table.markdown
 
 
+@pytest.mark.slow
 def test_roi_sources_are_kept_apart(tmp_path: Path) -> None:
     rows = study.explanation_rows(("localizer", "reference"))
     table = make3(tmp_path, rows)
@@ -163,6 +164,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.slow
 def test_variants_show_each_number_at_its_place(tmp_path: Path) -> None:
     rows = study.explanation_rows()
     table = make_variants(tmp_path, rows)
@@ -180,6 +182,7 @@ def test_variants_show_each_number_at_its_place(tmp_path: Path) -> None:
             same_record(table.frame, expected, **key)
 
 
+@pytest.mark.slow
 def test_the_primary_variant_is_bold(tmp_path: Path) -> None:
     markdown = make_variants(tmp_path, study.explanation_rows()).markdown
     lines = [line.split("|") for line in markdown.splitlines() if line.startswith("|")][2:]

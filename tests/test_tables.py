@@ -302,6 +302,7 @@ INNOCENT = {"inline", "text", "text_special", "strong_open", "strong_close", "em
             "tr_open", "tr_close", "th_open", "th_close", "td_open", "td_close"}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NASTY)
 def test_names_are_shown_letter_by_letter(tmp_path: Path, name: str) -> None:
     shown = plain(name)

@@ -11,7 +11,9 @@ from explain_fakes import BOXES, ORGANS, PROMPTS, FakeSegmenter, picture
 from xaiclip.clock import Clock
 from xaiclip.explain.runner import Request, Run, attribute_slice, score_batch, score_slice
 from xaiclip.explain.values import VALUES
-from xaiclip.metrics.explanation import localization_columns, rank_correlation
+from xaiclip.metrics import maps as metrics_of_maps
+from xaiclip.metrics.explanation import rank_correlation
+from xaiclip.metrics.maps.explained import Explained
 from xaiclip.models.segmenters.fixed import FixedClassSegmenter
 from xaiclip.models.segmenters.loading import load_segmenter
 from xaiclip.targets import Scorer, SegmenterScorer, scorer_type
@@ -216,7 +218,7 @@ def test_a_classifier_is_explained_without_a_segmenter(name):
     for one in maps:
         mask = np.zeros((512, 512), bool)
         mask[truth[one.organ]] = True
-        found = localization_columns(one.map, scores.context.masks[0], mask)
+        found = metrics_of_maps.columns(Explained(one, scores, mask))
         assert found["localization_dice_gt"] > 0.9
         assert np.isnan(found["localization_dice_pred"])
         assert rank_correlation(one.map, mask.astype(float)) > 0.7

@@ -20,6 +20,8 @@ from xaiclip.data.record import load_slices
 from xaiclip.explain.store import load_scores
 from xaiclip.organs import file_stem
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
 METHODS = {"occlusion", "lime", "rise"}
@@ -206,10 +208,7 @@ def test_nothing_is_left_to_do(overlay):
                 "table3": 1,
                 "table_segmenter": 1,
                 "provenance": 1,
-                "figure03_lime_superpixels": 1,
-                "figure08_comparison": 1,
-                "figure11_lime_distributions": 1,
-                "figure12_lime_stages": 1,
+                "figures": 1,
             },
         ),
         (

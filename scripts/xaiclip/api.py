@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from xaiclip import plugins
 from xaiclip.errors import CaseError, ConfigError, named_extras
-from xaiclip.explain import method as load_method
+from xaiclip.explain import GRADIENT_PRECISION, differentiates
 from xaiclip.images import load_image
 from xaiclip.organs import SIX_CLASSES
 from xaiclip.seeds import derived
@@ -96,10 +96,16 @@ def explain(
         CaseError: the image cannot be read, or none of its organs be explained.
     """
     with named_extras():
-        load_method(method)
+        if differentiates(method):
+            precision = GRADIENT_PRECISION
         segmenter = load_model(
             model, checkpoint=checkpoint, channels=channels, device=device, precision=precision
         )
+        if differentiates(method) and segmenter.precision != precision:
+            raise ConfigError(
+                f"'{method}' needs a model that computes in {precision}, not in "
+                f"{segmenter.precision}: load it with precision='{precision}'."
+            )
         item = load_image(image, slice=slice, modality=modality, classes=classes)
 
         from xaiclip import arguments
@@ -113,7 +119,8 @@ def explain(
         regions, guidance, source = arguments.regions_of(
             item, list(prompts), rois, guidance, classes
         )
-        request = Request(item.case, item.index, item.image, prompts, regions, guidance)
+        units = arguments.units_of(item, plan_settings.get("regions"), rois, classes)
+        request = Request(item.case, item.index, item.image, prompts, regions, guidance, units)
         run = Run(
             method,
             plan_settings,

@@ -149,6 +149,23 @@ def regions_of(
     return found, guidance, "localizer" if located else "given"
 
 
+def units_of(
+    item: Slice,
+    source: str | None,
+    rois: Mapping[str, ArrayLike | Roi] | None,
+    classes: Sequence[str],
+) -> dict[str, NDArray[np.bool_]]:
+    """The organs' regions that a method's setting ``regions`` asks for."""
+    if source == "label":
+        return _reference(item, classes)
+    if source != "localizer":
+        return {}
+    found = {organ: one.mask for organ, one in (rois or {}).items() if isinstance(one, Roi)}
+    if not found:
+        raise ConfigError("regions is 'localizer': give the rois that locate(…) found.")
+    return found
+
+
 class Reporting:
     """The bar, or the function, that hears of the forwards."""
 

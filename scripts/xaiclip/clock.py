@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-#: The phases of an explanation; value functions count as decoding.
-PHASES = ("perturb", "encode", "decode", "aggregate")
+#: The phases of an explanation; value functions count as decoding. ``backward`` is what a gradient
+#: method takes besides its forwards.
+PHASES = ("perturb", "encode", "decode", "backward", "aggregate")
 
 
 class Clock:

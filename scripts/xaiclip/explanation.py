@@ -7,7 +7,7 @@ import html
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xaiclip.data.record import Slice
-from xaiclip.data.volumes import restore
+from xaiclip.data.volumes import restore, write_image
 from xaiclip.errors import CaseError, ConfigError
 from xaiclip.explain.attribution import Attribution, to_canonical_mask, to_slice_grid
 from xaiclip.explain.store import SliceScores, score_frame
@@ -70,7 +70,6 @@ class Explanation(Mapping[str, NDArray[np.float32]]):
     precision: str
     seed: int
     seconds_aggregate: float
-    seconds_roi: float | None = field(default=None)
 
     # --- maps ------------------------------------------------------------------------------------
 
@@ -139,13 +138,12 @@ class Explanation(Mapping[str, NDArray[np.float32]]):
     @property
     def n_forwards(self) -> int:
         """Images that the model encoded for all maps, the unperturbed one included."""
-        return 1 + sum(table.n_forwards for table in self.scores.tables.values())
+        return 1 + self.scores.n_forwards
 
     @property
     def seconds(self) -> float:
         """Of all of it, without loading the model."""
-        parts = [self.scores.seconds, *(table.seconds for table in self.scores.tables.values())]
-        return sum(part.get("total", 0.0) for part in parts) + self.seconds_aggregate
+        return self.scores.seconds_total + self.seconds_aggregate
 
     def score_table(self) -> pd.DataFrame:
         """Every score: a row for each organ, plan and forward (0 = unperturbed)."""
@@ -201,7 +199,7 @@ class Explanation(Mapping[str, NDArray[np.float32]]):
             segmented={organ: self.masks.get(organ)},
             reference={organ: None if reference is None else to_canonical_mask(reference)},
             seconds_aggregate=self.seconds_aggregate,
-            seconds_roi=self.seconds_roi,
+            seconds_roi=None,
             cost={
                 "device": self.device,
                 "precision": self.precision,
@@ -265,15 +263,13 @@ class Explanation(Mapping[str, NDArray[np.float32]]):
         """Write a map as NIfTI in the geometry of the source volume; NaN outside the slice.
 
         Args:
-            path: ends in ``.nii.gz`` or ``.nii``.
+            path: ends in ``.nii.gz``.
             key: which map, as for ``maps[key]``; not needed if there is one organ.
 
         Raises:
             CaseError: the image was an array or a picture, which lies nowhere.
-            ConfigError: which organ's map it should be is not said.
+            ConfigError: which organ's map it should be is not said, or another ending.
         """
-        import nibabel as nib
-
         if not self.slice.geometry.measured:
             raise CaseError(
                 "the image has no geometry (an array, a picture): a map of it is no NIfTI; keep "
@@ -281,11 +277,10 @@ class Explanation(Mapping[str, NDArray[np.float32]]):
             )
         if not key and len(self.organs) != 1:
             raise ConfigError(f"say which map: save_nifti(path, '{self.organs[0]}').")
-        if not os.fspath(path).endswith((".nii", ".nii.gz")):
-            raise ConfigError(f"'{path}' must end in .nii.gz or .nii.")
-        volume = restore({self.slice.index: self[key or self.organs[0]]}, self.slice.geometry)
-        with atomic(path) as temporary:
-            nib.save(volume, temporary)
+        if not os.fspath(path).endswith(".nii.gz"):
+            raise ConfigError(f"'{path}' must end in .nii.gz.")
+        one = {self.slice.index: self[key or self.organs[0]]}
+        write_image(path, restore(one, self.slice.geometry))
 
     def _png(self, organs: Sequence[str] | None = None, dpi: float = DPI) -> bytes:
         from xaiclip.report import style

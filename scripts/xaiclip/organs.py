@@ -11,6 +11,9 @@ BACKGROUND = "background"
 #: The paper's Table II, in its order; class index = position.
 SIX_CLASSES = (BACKGROUND, "liver", "right kidney", "left kidney", "spleen", "pancreas")
 
+#: What an image holds beside the organs.
+REST, OUTSIDE = "rest of the body", "outside the body"
+
 #: Label ids of the FLARE22 challenge.
 FLARE22: Mapping[int, str] = {
     1: "liver",

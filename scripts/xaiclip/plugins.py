@@ -28,6 +28,15 @@ def brought(group: str) -> dict[str, EntryPoint]:
     return found
 
 
+def stated(group: str, name: str) -> str | None:
+    """What tells that another version is installed of what a package brings; None if none does."""
+    point = brought(group).get(name)
+    if point is None:
+        return None
+    by = f" of {point.dist.name} {point.dist.version}" if point.dist else ""
+    return f"{point.value}{by}"
+
+
 def load(group: str, name: str) -> object | None:
     """What an installed package brings to a group under a name; None if none does.
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from xaiclip.data.record import Slice, SliceName
 from xaiclip.errors import Skip, left_out
+from xaiclip.explain.settings import setting
 from xaiclip.files import load_meta, open_arrays, save_arrays
 
 STAGE = "preprocess"
@@ -21,15 +22,22 @@ STAGE = "preprocess"
 
 @dataclass(frozen=True)
 class PreprocessSettings:
-    """Grey values in 0…255, percentiles in 0…100, ``size`` in pixels; ``clip`` 0 is no CLAHE."""
+    """Grey values in 0…255, percentiles in 0…100."""
 
-    size: int = 224
-    foreground: bool = True
-    background_threshold: float = 10
-    low: float = 5
-    high: float = 95
-    clip: float = 2.0
-    tiles: int = 8
+    size: int = setting(224, "Side of the letterbox in pixels.", minimum=32, maximum=1024)
+    foreground: bool = setting(True, "Enhance the foreground only (equations 1, 2 and 8).")
+    background_threshold: float = setting(
+        10, "Equation 1: grey values below it are background.", minimum=0, below=255
+    )
+    low: float = setting(5, "Equation 3: lower percentile.", minimum=0, maximum=100)
+    high: float = setting(95, "Equation 3: upper percentile.", minimum=0, maximum=100)
+    clip: float = setting(
+        2.0,
+        "CLAHE's clip limit (equation 5); 0 switches CLAHE off.",
+        minimum=0,
+        maximum=1000,
+    )
+    tiles: int = setting(8, "CLAHE's tiles along each side.", minimum=1, maximum=64)
 
 
 @dataclass(frozen=True)

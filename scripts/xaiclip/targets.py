@@ -14,12 +14,12 @@ from typing import Any, Protocol, Self, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from xaiclip.clock import Clock
 from xaiclip.explain.attribution import GRID
-from xaiclip.explain.values import THRESHOLD, VALUES
-from xaiclip.models.segmenters.base import Prompts, Segmenter, decode, to_mask
+from xaiclip.explain.values import FLAT, THRESHOLD, VALUES
+from xaiclip.models.segmenters.base import Prompts, Segmenter, decode, networks_of, to_mask
 from xaiclip.models.segmenters.predict import plain_slice
 
 
@@ -41,13 +41,19 @@ class Scorer(ABC):
         values: names of the value functions.
         inputs: float32 (C, h, w) on the model's device, the unperturbed slice as the model takes
             it: this is what gets perturbed.
-        n_forwards, n_backwards: images that went through the model, and gradients of an image that
-            came back; counted as they are made.
+        n_forwards: images that went through the model.
+        n_backwards, n_backwards_to_input: gradients of an image that left the scores, and those of
+            them that went as far as the image itself. All three are counted as they are made.
+        flat: value functions that have no gradient to speak of.
+        layer: the layer that Grad-CAM takes where it is told none, as `layers` has it.
     """
+
+    flat: tuple[str, ...] = ()
+    layer: str | None = None
 
     def __init__(self, targets: Sequence[str], values: Sequence[str], inputs: Tensor) -> None:
         self.targets, self.values, self.inputs = tuple(targets), tuple(values), inputs
-        self.n_forwards = self.n_backwards = 0
+        self.n_forwards = self.n_backwards = self.n_backwards_to_input = 0
 
     @property
     def device(self) -> torch.device:
@@ -59,11 +65,24 @@ class Scorer(ABC):
         scores = self.score(images, clock or Clock(self.device))
         self.n_forwards += len(images)
         if scores.requires_grad:
-            scores.register_hook(self._came_back)
+            scores.register_hook(self._left)
+        if images.requires_grad:
+            images.register_hook(self._arrived)
         return scores
 
-    def _came_back(self, gradient: Tensor) -> None:
+    def _left(self, gradient: Tensor) -> None:
         self.n_backwards += len(gradient)
+
+    def _arrived(self, gradient: Tensor) -> None:
+        self.n_backwards_to_input += len(gradient)
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers of the model, by name."""
+        return {}
+
+    def place(self, maps: Tensor) -> Tensor:
+        """Maps (…, h, w) over the model's own frame as maps over the whole slice, as displayed."""
+        return maps
 
     @abstractmethod
     def score(self, images: Tensor, clock: Clock) -> Tensor:
@@ -148,6 +167,8 @@ class SegmenterScorer(Scorer):
         *,
         logits: Tensor | None = None,
     ) -> None:
+        self.flat = FLAT
+        self.layer = getattr(segmenter, "layer", None)
         super().__init__(prompts.organs, values, inputs.to(segmenter.device))
         self.segmenter, self.prompts = segmenter, prompts
         # not inference_mode, whose tensors no gradient may pass
@@ -171,6 +192,20 @@ class SegmenterScorer(Scorer):
 
     def _values(self, probability: Tensor) -> Tensor:
         return torch.stack([VALUES[name](probability, self.mask) for name in self.values], dim=-1)
+
+    def layers(self) -> dict[str, nn.Module]:
+        networks = networks_of(self.segmenter)
+        return {
+            f"{prefix}{name}": module
+            for attribute, network in networks.items()
+            for prefix in ["" if len(networks) == 1 else f"{attribute}."]
+            for name, module in network.named_modules()
+            if name
+        }
+
+    def place(self, maps: Tensor) -> Tensor:
+        place = getattr(self.segmenter, "place", None)
+        return place(maps, self.prompts.shape) if place else maps
 
     @cached_property
     def baseline(self) -> Tensor:

@@ -1,7 +1,8 @@
 """The configuration: checked against its schema, completed with its defaults.
 
-The schema (config/schema.json) is the one place that knows the keys, their types and defaults; but
-those of the methods, which stand in the methods' modules (`xaiclip.config.methods`).
+The schema (config/schema.json) knows the keys, their types and defaults. Where a dataclass of the
+library states them, the schema names it (``$from``), and each method states its own section
+(`xaiclip.config.methods`): no default stands twice.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jsonschema
-
+from xaiclip import plugins
 from xaiclip.config import methods
 from xaiclip.config.constraints import check_together
 from xaiclip.config.names import check_text
 from xaiclip.errors import ConfigError
 from xaiclip.resources import shipped
+
+if TYPE_CHECKING:
+    import jsonschema
 
 SCHEMA_PATH = shipped("config", "schema.json")
 
@@ -30,11 +33,17 @@ def load_schema(*, own: bool = False) -> dict[str, Any]:
     """The JSON schema of the configuration, with the sections of all methods.
 
     Args:
-        own: leave out the methods of other packages, which belong to no documentation.
+        own: leave out the methods and models of other packages, which belong to no documentation.
     """
     schema: dict[str, Any] = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
+    for part in schema["properties"].values():
+        for place in part.pop("$from", ()):
+            part["properties"] = {**part.get("properties", {}), **methods.properties(place)}
     every = schema["properties"]["methods"]["properties"]
     every |= {name: methods.section(one) for name, one in methods.methods(own=own).items()}
+    if not own:
+        models = schema["properties"]["segmenter"]["properties"]["model"]["enum"]
+        models += [name for name in plugins.brought(plugins.MODELS) if name not in models]
     return schema
 
 
@@ -62,7 +71,7 @@ def complete(
     schema = load_schema() if schema is None else schema
     plain = _plain(config)
     check_text(plain)
-    error = jsonschema.exceptions.best_match(_Validator(schema).iter_errors(plain))
+    error = _best_error(plain, schema)
     if error is not None:
         raise ConfigError(_sentence(error))
     full = _fill(plain, schema, schema)
@@ -171,13 +180,18 @@ def _plain(value: Any, key: str = "") -> Any:
     return value
 
 
-def _whole(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
-    """The keyword ``pattern``, matched whole: Python's ``$`` lets a final newline through."""
-    if isinstance(instance, str) and not re.fullmatch(pattern, instance):
-        yield jsonschema.ValidationError(f"{instance!r} is not like {pattern}")
+def _best_error(config: object, schema: Mapping[str, Any]) -> jsonschema.ValidationError | None:
+    """What is wrong first of all; None if nothing is."""
+    import jsonschema
 
+    def whole(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
+        """The keyword ``pattern``, matched whole: Python's ``$`` lets a final newline through."""
+        if isinstance(instance, str) and not re.fullmatch(pattern, instance):
+            yield jsonschema.ValidationError(f"{instance!r} is not like {pattern}")
 
-_Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _whole})
+    draft = jsonschema.Draft202012Validator
+    validator = jsonschema.validators.extend(draft, {"pattern": whole})
+    return jsonschema.exceptions.best_match(validator(schema).iter_errors(config))
 
 
 def _resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from xaiclip import plugins
 from xaiclip.config.names import check_class, check_distinct, check_path
 from xaiclip.errors import ConfigError
 from xaiclip.organs import BACKGROUND, FLARE22, organs_of
@@ -72,6 +73,9 @@ def _unread(config: Config) -> Iterator[tuple[str, str]]:
     if segmenter["factory"]:
         for key in ("model", "attention"):
             yield f"segmenter.{key}", "'segmenter.factory' makes the segmenter"
+        return
+    if segmenter["model"] in plugins.brought(plugins.MODELS):
+        yield "segmenter.attention", f"the model '{segmenter['model']}' is another package's"
         return
     for key in segmenter["adapter"]:
         yield f"segmenter.adapter.{key}", "'segmenter.factory' is empty"
@@ -172,11 +176,6 @@ def _check_explain(config: Config) -> None:
             raise ConfigError(
                 f"config key 'explain.methods' names '{method}', which 'methods' does not have."
             )
-    for value in ("hard_dice", "hard_iou"):
-        if value not in explain["values"]:
-            raise ConfigError(
-                f"config key 'explain.values' lacks '{value}', which the fidelity rests on."
-            )
     window, stride = methods["occlusion"]["window"], methods["occlusion"]["stride"]
     if stride > window:
         raise ConfigError(
@@ -216,8 +215,9 @@ def _check_segmenter(segmenter: Config) -> None:
             f"config key 'segmenter.checkpoint' is 'auto', but there are no published weights of "
             f"{'a factory' if segmenter['factory'] else repr(model)}, only of {', '.join(WEIGHTS)}."
         )
-    # a function of the user's own may need no file
-    if not segmenter["factory"] and model != "compact" and not segmenter["checkpoint"]:
+    # a function of the user's own, or of another package, may need no file
+    own = segmenter["factory"] or model in plugins.brought(plugins.MODELS)
+    if not own and model != "compact" and not segmenter["checkpoint"]:
         raise ConfigError(
             f"config key 'segmenter.checkpoint' is empty; model '{model}' needs a weights file."
         )

@@ -1,4 +1,4 @@
-"""The methods' sections of the configuration, read from the methods' sources.
+"""Sections of the configuration that dataclasses state, read from their sources.
 
 What a method's module states with `xaiclip.explain.settings` is read by parsing it: loading it
 would load torch, scikit-image and the like in every look at the workflow.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from xaiclip.errors import ConfigError
-from xaiclip.explain import GROUP
+from xaiclip.explain import GROUP, PACKAGE
 from xaiclip.explain.settings import MAP, PLAN
 
 _OWN = Path(__file__).parents[1] / "explain"
@@ -38,31 +38,48 @@ class Source:
     """What a method's module states, as JSON schemas by key.
 
     Attributes:
-        path: of the module.
+        module: its dotted name.
+        path: its file.
         meaning: the first line of its docstring.
         plan: what its forwards hang on.
         maps: what only its maps hang on.
         adaptive: defaults of the settings of which another value makes ``refine`` look at scores.
         refines: whether it has such a function.
+        differentiates: whether it asks for gradients, of the explained values alone.
     """
 
+    module: str
     path: Path
     meaning: str
     plan: Schema
     maps: Schema
     adaptive: dict[str, Any]
     refines: bool
+    differentiates: bool
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds its top-level package."""
+        levels = self.module.count(".") + (self.path.name == "__init__.py")
+        return self.path.parents[levels]
 
     def split(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """A complete section as what the plans and what the maps hang on."""
         plan, maps = ({key: values[key] for key in part} for part in (self.plan, self.maps))
         return plan, maps
 
-    def looks_at_scores(self, values: Mapping[str, Any]) -> bool:
-        """Whether the forwards hang on scores: then on the first explained value, too."""
+    def asked(self, settings: Mapping[str, Any], values: Sequence[str]) -> list[str]:
+        """Those of the value functions that what the models do hangs on.
+
+        All, where they are differentiated; where ``refine`` looks at scores, the first; else none,
+        since every one is scored.
+        """
+        if self.differentiates:
+            return [*values]
+        looks = self.refines
         if self.adaptive:
-            return any(values[key] != default for key, default in self.adaptive.items())
-        return self.refines
+            looks = any(settings[key] != default for key, default in self.adaptive.items())
+        return [*values[:looks]]
 
 
 def methods(*, own: bool = False) -> dict[str, Source]:
@@ -71,9 +88,12 @@ def methods(*, own: bool = False) -> dict[str, Source]:
     Raises:
         ConfigError: a module whose settings cannot be read.
     """
-    paths = {} if own else {**_brought()}
-    paths |= {path.stem: path for path in sorted(_OWN.glob("*.py"))}
-    found = {name: source(path, path.stat().st_mtime_ns) for name, path in paths.items()}
+    places = {} if own else dict(_brought())
+    places |= {path.stem: (f"{PACKAGE}.{path.stem}", path) for path in sorted(_OWN.glob("*.py"))}
+    found = {
+        name: source(module, path, path.stat().st_mtime_ns)
+        for name, (module, path) in places.items()
+    }
     return {name: one for name, one in sorted(found.items()) if one is not None}
 
 
@@ -88,15 +108,34 @@ def section(one: Source) -> Schema:
     }
 
 
+def properties(place: str) -> Schema:
+    """The settings of a dataclass of this library, by key: ``"xaiclip.masks.roi:RoiSettings"``.
+
+    Its fields that are no `setting` are no keys.
+    """
+    module, _, name = place.partition(":")
+    path = _OWN.parents[1].joinpath(*module.split(".")).with_suffix(".py")
+    return _own_properties(path, name, path.stat().st_mtime_ns)
+
+
 @cache
-def _brought() -> dict[str, Path]:
-    """Methods of other packages: name and file, found without loading the package."""
+def _own_properties(path: Path, name: str, _mtime: int) -> Schema:
+    return _Classes(path, ast.parse(path.read_text(encoding="utf-8"))).properties(name, plain=True)
+
+
+@cache
+def _brought() -> dict[str, tuple[str, Path]]:
+    """Methods of other packages: name, module and file, found without loading the package."""
     found = {}
     for entry in entry_points(group=GROUP):
         top, *rest = entry.value.split(".")
         spec = find_spec(top)
         places = list(spec.submodule_search_locations or []) if spec and rest else []
-        files = [Path(place, *rest).with_suffix(".py") for place in places]
+        files = [
+            file
+            for place in places
+            for file in (Path(place, *rest).with_suffix(".py"), Path(place, *rest, "__init__.py"))
+        ]
         if spec and spec.origin and not rest:
             files = [Path(spec.origin)]
         path = next((file for file in files if file.is_file()), None)
@@ -105,12 +144,12 @@ def _brought() -> dict[str, Path]:
                 f"the installed method '{entry.name}' ({entry.value}) is no module of which there "
                 "is a file: uninstall or correct the package that brings it."
             )
-        found[entry.name] = path
+        found[entry.name] = entry.value, path
     return found
 
 
 @cache
-def source(path: Path, _mtime: int = 0) -> Source | None:
+def source(module: str, path: Path, _mtime: int = 0) -> Source | None:
     """What a module states; None if it is no method.
 
     Raises:
@@ -123,23 +162,27 @@ def source(path: Path, _mtime: int = 0) -> Source | None:
         tree = ast.parse(text, str(path))
     except SyntaxError as error:
         raise ConfigError(f"the method '{path}' is no Python ({error}).") from None
-    module = _Module(path, tree)
-    plan, maps = (module.properties(name) for name in (PLAN, MAP))
+    classes = _Classes(path, tree)
+    plan, maps = (classes.properties(name) for name in (PLAN, MAP))
     if twice := plan.keys() & maps.keys():
         raise ConfigError(f"the method '{path}' has the setting '{min(twice)}' twice.")
     adaptive = {key: one["default"] for key, one in plan.items() if one.pop("adaptive", False)}
-    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    has = ["refine" in functions, "gradient" in functions]
     meaning = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return Source(path, meaning, plan, maps, adaptive, "refine" in names)
+    return Source(module, path, meaning, plan, maps, adaptive, *has)
 
 
-class _Module:
+class _Classes:
     def __init__(self, path: Path, tree: ast.Module) -> None:
         self.path = path
         self.classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
-    def properties(self, name: str) -> Schema:
-        """The settings of one of the module's dataclasses, by key; none if there is no such one."""
+    def properties(self, name: str, plain: bool = False) -> Schema:
+        """The settings of one of the module's dataclasses, by key; none if there is no such one.
+
+        Where it may have plain fields, they are left aside.
+        """
         node = self.classes.get(name)
         if node is None:
             return {}
@@ -149,6 +192,7 @@ class _Module:
             line.target.id: self._schema(f"{name}.{line.target.id}", line)
             for line in node.body
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+            if not plain or isinstance(line.value, ast.Call)
         }
 
     def _schema(self, where: str, line: ast.AnnAssign) -> Schema:

@@ -30,7 +30,7 @@ class Taken(NamedTuple):
     warnings: list[Caution]
 
 
-def window_ct(hu: NDArray[Any], level: float = 40, width: float = 400) -> NDArray[np.uint8]:
+def window_ct(hu: NDArray[Any], level: float, width: float) -> NDArray[np.uint8]:
     """Hounsfield units to 0…255, linear inside the window."""
     scaled = (np.asarray(hu, dtype=np.float32) - (level - width / 2)) / width
     return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
@@ -38,8 +38,8 @@ def window_ct(hu: NDArray[Any], level: float = 40, width: float = 400) -> NDArra
 
 def window_mr(
     volume: NDArray[Any],
-    low: float = 0.5,
-    high: float = 99.5,
+    low: float,
+    high: float,
     planes: Sequence[int] | None = None,
 ) -> NDArray[np.uint8]:
     """MR intensities to 0…255 between two percentiles of the non-zero voxels of the volume.

@@ -12,7 +12,6 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from xaiclip.data.dicom import read_dicom, read_dicom_label
 from xaiclip.data.geometry import (
     Geometry,
     Stored,
@@ -81,6 +80,8 @@ def _read(path: Path, label: bool, segments: tuple[Geometry, Mapping[int, str]] 
     if not path.is_dir() and not path.is_file():  # reading a pipe or a device may never end
         raise CaseError("is neither a file nor a folder; give one of them.", path)
     if path.is_dir() or name.endswith(_DICOM):
+        from xaiclip.data.dicom import read_dicom, read_dicom_label  # an extra
+
         found = read_dicom_label(path, *segments) if label and segments else read_dicom(path)
         return Stored(*found, told=True)
     if name.endswith(_NIFTI):

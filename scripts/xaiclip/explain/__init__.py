@@ -1,4 +1,4 @@
-"""Explanations by perturbation: perturb → score → aggregate.
+"""Explanations: perturb → score → aggregate; or differentiate → aggregate.
 
 A method is one module, of this package or of another one that names it in the entry-point group
 ``xaiclip.methods``. It offers
@@ -11,6 +11,10 @@ A method is one module, of this package or of another one that names it in the e
 
 It may also offer ``refine(plans, tables, context) -> dict[str, Plan]``: further forwards in the
 light of those made so far, until it has none; each call sees everything made.
+
+A method that differentiates the model offers, in the place of ``plans``, a function
+``gradient(question) -> Tensor``, one raw map, and ``aggregate(gradients, context)``; see
+`gradients`.
 
 The engine does the rest. Importing this package loads neither torch nor any method. To explain one
 slice in one call, call it: ``xaiclip.explain(model, image, …)`` is `xaiclip.api.explain`.
@@ -65,6 +69,10 @@ def refine(
     return propose(plans, tables, context) if propose else {}
 
 
+#: The precision in which models are differentiated, whatever the study's is.
+GRADIENT_PRECISION = "fp32"
+
+PACKAGE = __name__
 #: The entry-point group of methods that other packages bring.
 GROUP = "xaiclip.methods"
 
@@ -87,10 +95,20 @@ def method(name: str) -> Method:
             f"There is no explanation method '{name}': correct 'explain.methods', add "
             f"scripts/xaiclip/explain/{name}.py, or install the package that brings it."
         ) from None
-    missing = [part for part in ("PlanSettings", "plans", "aggregate") if not hasattr(module, part)]
+    asks = "gradient" if hasattr(module, "gradient") else "plans"
+    missing = [part for part in ("PlanSettings", asks, "aggregate") if not hasattr(module, part)]
     if missing:
         raise ConfigError(f"'{name}' is no explanation method: it lacks {', '.join(missing)}.")
     return cast(Method, module)
+
+
+def differentiates(name: str) -> bool:
+    """Whether a method differentiates the model, and has no plans.
+
+    Raises:
+        ConfigError: as `method`.
+    """
+    return hasattr(method(name), "gradient")
 
 
 def module_of(name: str) -> str:
@@ -113,8 +131,9 @@ class _Callable(ModuleType):
 
     @staticmethod
     def _function() -> Any:
-        # by name: what the stages' code hangs on does not hang on what calls the stages
-        return importlib.import_module("xaiclip.api").explain
+        # a name made here is not followed (workflow/provenance.py): what the stages' code hangs on
+        # does not hang on what calls the stages
+        return importlib.import_module(f"{__package__.partition('.')[0]}.api").explain
 
 
 sys.modules[__name__].__class__ = _Callable

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from xaiclip.explain.packing import is_smooth, pack, unpack
+from xaiclip.explain.recipes import Recipe, from_facts
 from xaiclip.files import Arrays, open_arrays, save_arrays
 
 #: Side of the canonical grid: a slice stretched to a square, without padding.
@@ -33,6 +35,9 @@ class Attribution:
         details: further numbers, for example LIME's ``r2``.
         error: float32 (s, s), the map's standard error at the centres of s × s equal parts of the
             grid, NaN = undefined; None = the method does not sample, or gives none.
+        units: the value of each named unit that the map is painted with; empty if they have no
+            names, or another variant's map of this organ and value holds them.
+        recipe: what the map is made of, where a file should hold that instead.
     """
 
     organ: str
@@ -43,6 +48,8 @@ class Attribution:
     primary: bool = False
     details: dict[str, float] = field(default_factory=dict)
     error: NDArray[np.float32] | None = None
+    units: dict[str, float] = field(default_factory=dict)
+    recipe: Recipe | None = None
 
 
 def to_slice_grid(canonical: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
@@ -67,21 +74,49 @@ def to_canonical_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def save_attributions(
     path: str | os.PathLike[str], attributions: Sequence[tuple[str, int, Attribution]]
 ) -> None:
-    """Write the maps of a batch: triples of case, slice index and attribution."""
-    meta = [
-        {
-            "case": case,
-            "slice": index,
-            **{key: value for key, value in vars(one).items() if key not in ("map", "error")},
-        }
-        for case, index, one in attributions
-    ]
+    """Write the maps of a batch: triples of case, slice index and attribution.
+
+    A map comes out again to the last bit. Where its recipe gives the very same map, the file holds
+    the recipe.
+    """
     arrays: dict[str, NDArray[Any]] = {}
-    for i, (_, _, one) in enumerate(attributions):
-        arrays[f"{i}"] = one.map
+    shared: dict[int, str] = {}
+    meta = []
+    for i, (case, index, one) in enumerate(attributions):
+        facts = {k: v for k, v in vars(one).items() if k not in ("map", "error", "recipe")}
+        if one.recipe is not None and _same(one.recipe.map(), one.map):
+            facts["recipe"] = _put_recipe(arrays, shared, one.recipe)
+        else:
+            _put(arrays, f"{i}", one.map)
         if one.error is not None:
             arrays[f"{i}/error"] = one.error
+        meta.append({"case": case, "slice": index, **facts})
     save_arrays(path, arrays, meta)
+
+
+def _same(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
+    return np.array_equal(one.view(np.uint32), other.view(np.uint32))
+
+
+def _put(arrays: dict[str, NDArray[Any]], name: str, array: NDArray[Any]) -> None:
+    if array.dtype == np.float32 and array.ndim == 2 and is_smooth(array):
+        arrays[f"{name}/packed"] = pack(array)
+    else:
+        arrays[name] = array
+
+
+def _put_recipe(
+    arrays: dict[str, NDArray[Any]], shared: dict[int, str], recipe: Recipe
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {"kind": type(recipe).__name__}
+    for key, value in vars(recipe).items():
+        if isinstance(value, np.ndarray):
+            if id(value) not in shared:
+                shared[id(value)] = f"shared/{len(shared)}"
+                _put(arrays, shared[id(value)], value)
+            value = {"array": shared[id(value)]}
+        facts[key] = value
+    return facts
 
 
 class StoredAttributions:
@@ -89,6 +124,7 @@ class StoredAttributions:
 
     def __init__(self, stored: Arrays) -> None:
         self._stored = stored
+        self._shared: dict[str, NDArray[Any]] = {}
 
     def find(self, **wanted: Any) -> list[tuple[int, Mapping[str, Any]]]:
         """Number and facts of the maps of, say, ``case="a", slice=3, organ="liver"``.
@@ -105,8 +141,25 @@ class StoredAttributions:
         """The map of that number."""
         facts = {k: v for k, v in self._stored.meta[number].items() if k not in ("case", "slice")}
         facts["plans"] = tuple(facts["plans"])
+        if "recipe" in facts:
+            recipe = from_facts({k: self._value(v) for k, v in facts.pop("recipe").items()})
+            map_ = recipe.map()
+        else:
+            recipe, map_ = None, self._array(f"{number}")
         error = self._stored.get(f"{number}/error")
-        return Attribution(map=self._stored[f"{number}"], error=error, **facts)
+        return Attribution(map=map_, error=error, recipe=recipe, **facts)
+
+    def _value(self, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        name = value["array"]
+        if name not in self._shared:
+            self._shared[name] = self._array(name)
+        return self._shared[name]
+
+    def _array(self, name: str) -> NDArray[Any]:
+        packed = self._stored.get(f"{name}/packed")
+        return self._stored[name] if packed is None else unpack(packed)
 
 
 @contextmanager

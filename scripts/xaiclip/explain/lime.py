@@ -10,10 +10,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from lime.lime_base import LimeBase
 from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb, quickshift, slic
-from sklearn.metrics import pairwise_distances
 
 from xaiclip.errors import CaseError, ConfigError
 from xaiclip.explain.attribution import GRID, Attribution
@@ -289,6 +287,8 @@ def surrogate(
     Returns:
         The coefficients (O, V, F), and R² (O, V) of the weighted fit.
     """
+    from lime.lime_base import LimeBase
+
     data = np.vstack([np.ones(on.shape[1]), on])
     distances = _distances(data)
     base = LimeBase(_kernel, random_state=0)
@@ -304,6 +304,8 @@ def surrogate(
 
 
 def _distances(data: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    from sklearn.metrics import pairwise_distances
+
     return np.asarray(pairwise_distances(data, data[:1], metric="cosine").ravel())
 
 

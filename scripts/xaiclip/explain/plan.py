@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import compress
 from typing import Any, ClassVar, Self
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xaiclip.explain.attribution import GRID, Attribution
+from xaiclip.explain.recipes import Recipe
 from xaiclip.explain.settings import Kind, read
 
 _CHUNK = 32  # masks drawn at once where they must be drawn at 512: 32 MB
@@ -269,6 +270,8 @@ class Context:
         settings: of the method's section of the configuration what its plans hang on; for
             ``aggregate`` what its maps hang on, too. See `read`.
         explained: the value functions that get a map; the first is the primary one.
+        regions: organs' regions, bool (512, 512), from the source that the setting ``regions``
+            names; empty if it names none, or the slice lacks it.
     """
 
     image: NDArray[np.uint8]
@@ -278,6 +281,7 @@ class Context:
     seed: int
     settings: Mapping[str, Any]
     explained: tuple[str, ...] = ("soft_dice",)
+    regions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def read(self, kind: type[Kind]) -> Kind:
         """The settings as one of the method's dataclasses: ``PlanSettings`` or ``MapSettings``."""
@@ -315,6 +319,8 @@ class Context:
         primary: bool,
         details: Mapping[str, NDArray[np.floating[Any]]] | None = None,
         errors: NDArray[np.floating[Any]] | None = None,
+        units: Sequence[Sequence[dict[str, float]]] | None = None,
+        recipes: Sequence[Sequence[Recipe]] | None = None,
     ) -> list[Attribution]:
         """Name the maps of one variant.
 
@@ -325,6 +331,8 @@ class Context:
             primary: whether this is the method's first variant.
             details: numbers for each map, (O, V) each.
             errors: (O, V, s, s), the maps' standard errors, s dividing 512.
+            units: (O, V), the values of named units.
+            recipes: what the maps are made of, by organ and value; see `Attribution`.
         """
         return [
             Attribution(
@@ -336,6 +344,8 @@ class Context:
                 primary=primary and v == 0,
                 details={name: float(numbers[o, v]) for name, numbers in (details or {}).items()},
                 error=None if errors is None else errors[o, v].astype(np.float32),
+                units={} if units is None else units[o][v],
+                recipe=None if recipes is None else recipes[o][v],
             )
             for o, organ in enumerate(self.organs)
             for v, value in enumerate(self.explained)

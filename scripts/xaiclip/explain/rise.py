@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import RidgeCV
 
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.explain.engine import ScoreTable
 from xaiclip.explain.plan import CellPlan, Context, Plan, cell_side, nearest, overlap
+from xaiclip.explain.recipes import MaskSums
 from xaiclip.explain.settings import setting
 from xaiclip.explain.uncertainty import block_size, grouped, split_half, summary
 
@@ -130,15 +130,18 @@ def aggregate(
     scores = tables[MASKS].of(context.explained)
     mean = scores.mean(0)
     columns = (scores - mean).reshape(len(scores), -1)
-    sums = plan.weighted_sum(np.column_stack([columns, np.ones(len(scores))])) / len(scores)
+    totals = plan.weighted_sum(np.column_stack([columns, np.ones(len(scores))]))
+    squares = plan.square_sum()
+    sums = totals / len(scores)
     covariance = sums[:-1].reshape(*mean.shape, GRID, GRID)
     mean_keep = sums[-1]
-    variance = plan.square_sum() / len(scores) - mean_keep**2
+    variance = squares / len(scores) - mean_keep**2
     slope = np.full_like(covariance, np.nan)
     defined = (variance > VARIES) & context.domains[:, None]
     np.divide(covariance, variance, out=slope, where=defined)
     paper = (covariance + mean[..., None, None] * mean_keep) / p
     maps = {"covariance": slope, "paper": paper, "complement": 1 - paper}
+    recipes = _recipes(plan, columns, totals, squares, mean, context.domains, p)
     sample = _Sample(plan, scores.reshape(len(scores), -1), settings.group)
     at = nearest(POINTS)
     inside = np.where(context.domains[:, None, at[:, None], at], 1.0, np.nan)
@@ -162,8 +165,51 @@ def aggregate(
             primary=position == 0,
             details=summary(maps[name][..., at[:, None], at], errors[name]),
             errors=errors[name],
+            recipes=recipes.get(name),
         )
     ]
+
+
+def _recipes(
+    plan: CellPlan,
+    columns: Array,
+    totals: Array,
+    squares: Array,
+    mean: Array,
+    domains: NDArray[np.bool_],
+    probability: float,
+) -> dict[str, list[list[MaskSums]]]:
+    """The sums behind the closed maps, by estimator, organ and value."""
+    products = [total.astype(np.float32) for total in totals[:-1]]
+    # outside the region the masks are 1, and so the weights' own sum is meant
+    outside = columns.astype(np.float64).sum(0)
+    own = [np.ascontiguousarray(domain) for domain in domains]
+    shared = {
+        "keep": totals[-1].astype(np.float32),
+        "square": squares.astype(np.float32),
+        "region": plan.region,
+        "least": VARIES,
+        "count": plan.n_forwards,
+        "probability": probability,
+    }
+    values = mean.shape[1]
+    return {
+        name: [
+            [
+                MaskSums(
+                    estimator=name,
+                    product=products[o * values + v],
+                    domain=own[o],
+                    outside=float(outside[o * values + v]),
+                    mean=float(mean[o, v]),
+                    **shared,
+                )
+                for v in range(values)
+            ]
+            for o in range(len(mean))
+        ]
+        for name in ("covariance", "paper", "complement")
+    }
 
 
 def slopes_at_points(
@@ -283,6 +329,8 @@ def _control_variate(sample: _Sample, p: float, size: int) -> tuple[Array, Array
     if count <= sample.group:  # nothing to tell the level from the slope
         nowhere = (np.full((columns, side, side), np.nan) for side in (size, POINTS))
         return next(nowhere), next(nowhere)
+    from sklearn.linear_model import RidgeCV
+
     at = nearest(FEATURES)
     seen = plan.region[np.ix_(at, at)]
     features = np.concatenate(

@@ -1,4 +1,4 @@
-"""One slice, one method, one guidance: ask → plan → score; then aggregate.
+"""One slice, one method, one guidance: ask → plan → score, or differentiate; then aggregate.
 
 A script loads the model once and runs `score_batch` over its slices.
 """
@@ -9,16 +9,17 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xaiclip.clock import Clock
 from xaiclip.errors import Skip, left_out, refuse_broken
-from xaiclip.explain import engine, method, refine
+from xaiclip.explain import differentiates, engine, method, refine
 from xaiclip.explain.attribution import Attribution, to_canonical_image, to_canonical_mask
+from xaiclip.explain.gradients import differentiate
 from xaiclip.explain.plan import Context
 from xaiclip.explain.store import SliceScores
 from xaiclip.explain.values import explained
@@ -26,6 +27,8 @@ from xaiclip.targets import scorer_type
 
 if TYPE_CHECKING:
     from xaiclip.explain.engine import ScoreTable
+    from xaiclip.explain.gradients import GradientMethod
+    from xaiclip.explain.plan import Plan
     from xaiclip.targets import Model
 
 STAGE = "explain"
@@ -44,6 +47,7 @@ class Request:
             segmenter a box, float (4,) XYXY in pixels of the slice; None = there is none.
         rois: each target's ROI, bool (H, W), if it has one; None = no guidance.
         guidance: the guidance's name, for the record.
+        regions: each organ's region, bool (H, W), if the method asks for a source of them.
     """
 
     case: str
@@ -52,6 +56,7 @@ class Request:
     prompts: Mapping[str, Any]
     rois: Mapping[str, NDArray[np.bool_]] | None = None
     guidance: str = "full"
+    regions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -83,7 +88,8 @@ def score_slice(
         model: what is explained, of any kind that `xaiclip.targets.scorer_type` knows.
         request: the slice, its prompts and ROIs.
         run: method and settings.
-        progress: called with the forwards done and their number, plan by plan.
+        progress: called with the forwards done and their number, plan by plan; of a gradient
+            method with the maps.
 
     Returns:
         The scores, and the targets that were left out: no prompt, no or an empty ROI, refused by
@@ -113,6 +119,7 @@ def score_slice(
             seed=run.seed ^ request.seed,
             settings=run.settings,
             explained=explained(scorer.values),
+            regions={organ: to_canonical_mask(mask) for organ, mask in request.regions.items()},
         )
         refused = scorer.refused()
         skips += [_skip(request, target, reason) for target, reason in refused.items()]
@@ -121,15 +128,28 @@ def score_slice(
             return None, skips
         context, scorer = context.select(usable), scorer.select(usable)
 
-        with clock("perturb"):
-            plans = explainer.plans(context)
+        plans: dict[str, Plan] = {}
+        if not differentiates(run.method):
+            with clock("perturb"):
+                plans = explainer.plans(context)
             met = np.all([plan.members.any(axis=0) for plan in plans.values()], axis=0)
             if not met.all():
                 reason = "no perturbation meets the ROI"
                 skips += [_skip(request, target, reason) for target in context.without(met)]
                 context, scorer = context.select(met), scorer.select(met)
-                plans = explainer.plans(context)
+                with clock("perturb"):
+                    plans = explainer.plans(context)
 
+    gradients = None
+    if differentiates(run.method):
+        gradients = differentiate(
+            cast("GradientMethod", explainer),
+            scorer,
+            context,
+            run.fill,
+            run.batch_size,
+            progress=progress,
+        )
     tables: dict[str, ScoreTable] = {}
     chunk, plans = plans, {}
     while chunk:
@@ -148,6 +168,7 @@ def score_slice(
         plans=plans,
         tables=tables,
         seconds=clock.seconds,
+        gradients=gradients,
     ), skips
 
 
@@ -177,7 +198,7 @@ def score_batch(
             continue
         done.append(scores)
         elapsed = time.perf_counter() - start
-        forwards = sum(table.n_forwards for one in done for table in one.tables.values())
+        forwards = sum(one.n_forwards for one in done)
         _log.info(
             "%s/%d %s (%s): slice %d of %d, %.1f forwards/s, %.0f s left",
             request.case,
@@ -200,24 +221,37 @@ def _plain_request(model: Model, like: Request) -> Request:
     """A plain image with the targets and the guidance of another request."""
     image, shown, prompts = scorer_type(model).plain(like.prompts)
     rois = None if like.rois is None else dict.fromkeys(like.prompts, shown)
-    return Request("plain", 0, image, prompts, rois, like.guidance)
+    regions = dict.fromkeys(like.regions, shown)
+    return Request("plain", 0, image, prompts, rois, like.guidance, regions)
 
 
 def attribute_slice(
-    scores: SliceScores, settings: Mapping[str, Any] | None = None
+    scores: SliceScores,
+    settings: Mapping[str, Any] | None = None,
+    values: Sequence[str] = (),
 ) -> tuple[list[Attribution], float]:
     """Build the maps of a slice from its scores; no model is needed.
 
     Args:
         scores: of the slice, with the settings that its plans hang on.
         settings: what the maps hang on besides, the method's ``MapSettings``.
+        values: the value functions that get a map; those of the scores' own context if none.
 
     Returns:
         The maps, and the seconds that all of them took together.
     """
     start = time.perf_counter()
-    context = replace(scores.context, settings={**scores.context.settings, **(settings or {})})
-    attributions = method(scores.method).aggregate(scores.plans, scores.tables, context)
+    context = replace(
+        scores.context,
+        settings={**scores.context.settings, **(settings or {})},
+        explained=tuple(values) or scores.context.explained,
+    )
+    explainer = method(scores.method)
+    if scores.gradients is not None:
+        gradients = scores.gradients.of(context.explained)
+        attributions = cast("GradientMethod", explainer).aggregate(gradients, context)
+    else:
+        attributions = explainer.aggregate(scores.plans, scores.tables, context)
     return attributions, time.perf_counter() - start
 
 

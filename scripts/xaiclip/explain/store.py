@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from xaiclip.explain.engine import ScoreTable
+    from xaiclip.explain.gradients import Gradients
     from xaiclip.explain.plan import Context, Plan
 
 
@@ -34,6 +35,7 @@ class SliceScores:
         plans, tables: what was done and what it did, by the plan's name.
         seconds: spent before the first plan ran, by phase and ``total``: preparing the input,
             segmenting it unperturbed (one forward), making the plans.
+        gradients: what a gradient method got; it has no plans.
     """
 
     case: str
@@ -44,8 +46,23 @@ class SliceScores:
     plans: dict[str, Plan]
     tables: dict[str, ScoreTable]
     seconds: dict[str, float]
+    gradients: Gradients | None = None
 
-    def cost(self, attribution: Attribution, seconds_aggregate: float = 0.0) -> dict[str, float]:
+    @property
+    def n_forwards(self) -> int:
+        """Of all plans, or of the gradients; without the unperturbed one."""
+        if self.gradients is not None:
+            return self.gradients.n_forwards
+        return sum(table.n_forwards for table in self.tables.values())
+
+    @property
+    def seconds_total(self) -> float:
+        """Of everything that was asked; without making the maps."""
+        asked = [table.seconds for table in self.tables.values()]
+        asked += [self.gradients.seconds] if self.gradients is not None else []
+        return sum(part.get("total", 0.0) for part in (self.seconds, *asked))
+
+    def cost(self, attribution: Attribution, seconds_aggregate: float = 0.0) -> dict[str, Any]:
         """What one map took. All organs share the forwards and the seconds.
 
         Args:
@@ -56,42 +73,63 @@ class SliceScores:
             ``n_forwards`` (the unperturbed one included), ``n_forwards_full`` (without guidance),
             ``n_patch`` (perturbations that count for the organ), ``rho`` (their share of the
             perturbations without guidance), ``rho_union`` (the same for the slice),
-            ``shared_by`` (organs), and ``seconds_perturb``, ``…encode``, ``…decode``,
-            ``…aggregate``, ``…total``.
+            ``n_backwards``, ``n_backwards_to_input``, ``shared_by`` (organs), and ``seconds_…``
+            of each of `PHASES` and ``seconds_total``.
+            A gradient method asks the same whatever the guidance: its shares are 1, and it has no
+            ``n_patch``. Its maps share all it asked.
         """
+        asked = self.gradients
+        if asked is not None:
+            return {
+                "n_forwards": 1 + asked.n_forwards,
+                "n_forwards_full": 1 + asked.n_forwards,
+                "n_backwards": asked.n_backwards,
+                "n_backwards_to_input": asked.n_backwards_to_input,
+                "n_patch": None,
+                "rho": 1.0,
+                "rho_union": 1.0,
+                "shared_by": len(self.context.organs),
+                **self._seconds([asked.seconds], seconds_aggregate),
+            }
         organ = self.context.organs.index(attribution.organ)
         plans = [self.plans[name] for name in attribution.plans]
         tables = [self.tables[name] for name in attribution.plans]
         made = sum(table.n_forwards for table in tables)
         full = sum(plan.n_full for plan in plans)
         patches = sum(int(plan.members[:, organ].sum()) for plan in plans)
-        parts = [
-            self.seconds,
-            *(table.seconds for table in tables),
-            {"aggregate": seconds_aggregate, "total": seconds_aggregate},
-        ]
         return {
             "n_forwards": 1 + made,
             "n_forwards_full": 1 + full,
+            "n_backwards": 0,
+            "n_backwards_to_input": 0,
             "n_patch": patches,
             "rho": patches / full,
             "rho_union": made / full,
             "shared_by": len(self.context.organs),
-            **{
-                f"seconds_{phase}": sum(part.get(phase, 0.0) for part in parts)
-                for phase in (*PHASES, "total")
-            },
+            **self._seconds([table.seconds for table in tables], seconds_aggregate),
+        }
+
+    def _seconds(
+        self, asked: Sequence[dict[str, float]], seconds_aggregate: float
+    ) -> dict[str, float]:
+        last = {"aggregate": seconds_aggregate, "total": seconds_aggregate}
+        return {
+            f"seconds_{phase}": sum(part.get(phase, 0.0) for part in (self.seconds, *asked, last))
+            for phase in (*PHASES, "total")
         }
 
     def member_scores(self, attribution: Attribution, value: str) -> NDArray[np.float32]:
-        """The scores (n_patch,) of the perturbations behind a map, for its organ."""
+        """The scores (n_patch,) of the perturbations behind a map, for its organ.
+
+        None behind gradients, nor of a value that was not scored.
+        """
         organ = self.context.organs.index(attribution.organ)
-        return np.concatenate(
-            [
-                self.tables[name].of([value])[self.plans[name].members[:, organ], organ, 0]
-                for name in attribution.plans
-            ]
-        )
+        parts = [
+            self.tables[name].of([value])[self.plans[name].members[:, organ], organ, 0]
+            for name in attribution.plans
+            if value in self.tables[name].values
+        ]
+        return np.concatenate([np.empty(0, np.float32), *parts])
 
 
 def save_scores(
@@ -105,11 +143,14 @@ def save_scores(
         arrays |= {f"{i}/image": context.image, f"{i}/masks": context.masks}
         if context.rois is not None:
             arrays[f"{i}/rois"] = context.rois
+        arrays |= {f"{i}/regions/{organ}": mask for organ, mask in context.regions.items()}
         for name, plan in one.plans.items():
             table = one.tables[name]
             arrays |= {f"{i}/plans/{name}/{k}": array for k, array in plan.to_arrays().items()}
             arrays |= {f"{i}/tables/{name}/scores": table.scores}
             arrays |= {f"{i}/tables/{name}/baseline": table.baseline}
+        if one.gradients is not None:
+            arrays[f"{i}/gradients"] = one.gradients.maps
         rows.append(
             {
                 **{key: getattr(one, key) for key in ("case", "slice", "method", "guidance")},
@@ -126,6 +167,8 @@ def save_scores(
                     }
                     for name, table in one.tables.items()
                 },
+                "gradients": one.gradients
+                and {key: value for key, value in vars(one.gradients).items() if key != "maps"},
             }
         )
     save_arrays(path, arrays, {"scores": rows, "skips": [skip.to_dict() for skip in skips]})
@@ -166,6 +209,7 @@ def load_plan(
 
 def _read(stored: Arrays, number: int) -> SliceScores:
     from xaiclip.explain.engine import ScoreTable
+    from xaiclip.explain.gradients import Gradients
     from xaiclip.explain.plan import Context, Plan
 
     row, mine = stored.meta["scores"][number], stored.below(f"{number}/")
@@ -178,6 +222,7 @@ def _read(stored: Arrays, number: int) -> SliceScores:
         seed=row["seed"],
         settings=row["settings"],
         explained=tuple(row["explained"]),
+        regions=_below(mine, "regions/"),
     )
     plans, tables = {}, {}
     for name, facts in row["plans"].items():
@@ -188,8 +233,12 @@ def _read(stored: Arrays, number: int) -> SliceScores:
             seconds=facts["seconds"],
             n_forwards=facts["n_forwards"],
         )
+    gradients = None
+    if facts := row["gradients"]:
+        values = tuple(facts.pop("values"))
+        gradients = Gradients(maps=mine["gradients"], values=values, **facts)
     keys = {key: row[key] for key in ("case", "slice", "method", "guidance", "seconds")}
-    return SliceScores(**keys, context=context, plans=plans, tables=tables)
+    return SliceScores(**keys, context=context, plans=plans, tables=tables, gradients=gradients)
 
 
 def score_frame(scores: Sequence[SliceScores]) -> pd.DataFrame:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 
 def split_half(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> float:
@@ -15,6 +14,8 @@ def split_half(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any
 
     Spearman–Brown: 2ρ / (1 + ρ). 0 where a half is flat or the halves disagree.
     """
+    from scipy.stats import spearmanr
+
     both = np.isfinite(first) & np.isfinite(second)
     if both.sum() < 3 or np.ptp(first[both]) == 0 or np.ptp(second[both]) == 0:
         return 0.0

@@ -8,6 +8,7 @@ All but `false_positive_area` grow with agreement.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -45,10 +46,7 @@ def boundary_dice(probability: Tensor, mask: Tensor) -> Tensor:
     The band reaches 1/64 of the plane's height to both sides. A mask that fills the plane has no
     edge: 0.
     """
-    reach = max(1, round(mask.shape[-2] / 64))
-    grown = F.max_pool2d(mask, 2 * reach + 1, 1, reach)
-    shrunk = 1 - F.max_pool2d(1 - mask, 2 * reach + 1, 1, reach)
-    band = grown - shrunk
+    band = _band(mask)
     both = (probability * band).sum(_PLANE) + (mask * band).sum(_PLANE)
     return 2 * _overlap(probability, mask * band) / both.clamp(min=1)
 
@@ -71,13 +69,26 @@ VALUES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     )
 }
 
+#: Those that only jump: their gradient is zero wherever there is one.
+FLAT = ("hard_dice", "hard_iou", "false_positive_area")
+
 #: The paper's dual saliency: agreement of the segmentation, and response inside it.
 DUAL = ("soft_dice", "in_mask_probability")
 
 
 def explained(values: tuple[str, ...]) -> tuple[str, ...]:
-    """The values that get a map, out of those that are scored: the first, and the dual pair."""
+    """The values that get a map, out of those that are named: the first, and the dual pair."""
     return tuple(dict.fromkeys((values[0], *(name for name in DUAL if name in values))))
+
+
+@lru_cache(maxsize=4)  # a slice's mask stays the same for all its forwards
+def _band(mask: Tensor) -> Tensor:
+    # kept for gradients, too, which may not pass a tensor of inference mode
+    with torch.inference_mode(False), torch.no_grad():
+        reach = max(1, round(mask.shape[-2] / 64))
+        grown = F.max_pool2d(mask, 2 * reach + 1, 1, reach)
+        shrunk = 1 - F.max_pool2d(1 - mask, 2 * reach + 1, 1, reach)
+        return grown - shrunk
 
 
 def _overlap(probability: Tensor, mask: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from open_clip.coca_model import CoCa
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.timm_model import timm
 
@@ -116,8 +116,8 @@ class ClipConfig:
             mode=text.pop("tokenizer_mode", None),
             tower=tower,
             words=text.pop("hf_tokenizer_name", None) or tower,
-            mean=_norm(where, preprocess_cfg, "mean", open_clip.OPENAI_DATASET_MEAN),
-            std=_norm(where, preprocess_cfg, "std", open_clip.OPENAI_DATASET_STD),
+            mean=_norm(where, preprocess_cfg, "mean", OPENAI_DATASET_MEAN),
+            std=_norm(where, preprocess_cfg, "std", OPENAI_DATASET_STD),
         )
 
     def build(self, quick_gelu: bool = False, tower: Path | None = None) -> CLIP | CustomTextCLIP:

@@ -12,9 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks.convolutions import Convolution
-from monai.networks.blocks.upsample import SubpixelUpsample
-from monai.networks.nets.unet import UNet
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,28 +19,28 @@ from torch import Tensor, nn
 
 from xaiclip.device import in_batches
 from xaiclip.errors import ConfigError
+from xaiclip.explain.settings import setting
 from xaiclip.files import atomic
 from xaiclip.localizer.backbone import Backbone, BackboneSettings, load_backbone
 from xaiclip.localizer.prompts import Prompts
+from xaiclip.localizer.unet import Convolution, SubpixelUpsample, UNet
 from xaiclip.weights import check_values, check_weights
 
 SIZE = 224
 #: Largest number of blocks, context vectors or channels that a file may speak of.
 _MOST = 4096
-_NORM = ("group", {"num_groups": 4})
 
 
 @dataclass(frozen=True)
 class LocalizerSettings:
     """What is trained on top of the frozen backbone.
 
-    ``context`` (M) and ``class_specific`` shape the prompts; ``text=False`` is the ablation that
-    feeds zeros for everything that comes from the text. ``width`` (a multiple of 32) is the
-    channel count of the map maker on the token grid.
+    ``text=False`` is the ablation that feeds zeros for everything that comes from the text.
+    ``width`` (a multiple of 32) is the channel count of the map maker on the token grid.
     """
 
-    context: int = 8
-    class_specific: bool = True
+    context: int = setting(8, "M, the number of learnable context vectors.", minimum=1, maximum=64)
+    class_specific: bool = setting(True, "One context per class instead of a shared one.")
     text: bool = True
     width: int = 64
 
@@ -62,24 +59,16 @@ class MapMaker(nn.Module):
     def __init__(self, in_channels: int, classes: int, width: int) -> None:
         super().__init__()
         self.mix = nn.Conv2d(in_channels, 2 * width, 1)
-        self.unet = UNet(
-            spatial_dims=2,
-            in_channels=2 * width,
-            out_channels=width,
-            channels=(width, width * 3 // 2, width * 2),
-            strides=(2, 2),
-            num_res_units=1,
-            norm=_NORM,
-        )
+        self.unet = UNet(2 * width, width, (width, width * 3 // 2, width * 2))
         self.skips, self.ups, self.mixes = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         wide = width
         for factor, narrow, detail in ((2, width * 3 // 4, 16), (4, width * 3 // 8, 16)):
             skip = nn.Conv2d(2 * width, detail * factor**2, 1)
             self.skips.append(nn.Sequential(skip, nn.PixelShuffle(factor)))
             self.ups.append(nn.ConvTranspose2d(wide, narrow, 2, stride=2))
-            self.mixes.append(Convolution(2, narrow + detail, narrow, norm=_NORM, act="relu"))
+            self.mixes.append(Convolution(narrow + detail, narrow, act=nn.ReLU))
             wide = narrow
-        self.head = SubpixelUpsample(2, wide, classes, 2, apply_pad_pool=False)
+        self.head = SubpixelUpsample(wide, classes, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, g, g) → (B, classes, 8g, 8g)."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xaiclip.device import in_batches, out_of_memory
 from xaiclip.errors import ConfigError
+from xaiclip.explain.settings import setting
 from xaiclip.localizer.backbone import Backbone
 from xaiclip.localizer.model import DEFAULTS as MODEL_DEFAULTS
 from xaiclip.localizer.model import SIZE, Localizer, LocalizerSettings, full_size
@@ -29,16 +30,25 @@ IGNORE = 255
 class TrainingSettings:
     """Adam with cosine decay on Dice + cross-entropy, at the resolution of the map maker's logits.
 
-    ``views`` is the number of versions of each training slice whose tokens are kept: the slice
-    itself and augmented ones. ``cache_gib`` limits the memory for them; beyond it tokens are
-    computed in each step. ``validation_fraction`` of the cases selects the epoch.
+    ``cache_gib`` limits the memory for the tokens of all views; beyond it they are computed in each
+    step.
     """
 
-    epochs: int = 30
-    batch_size: int = 8
-    learning_rate: float = 1e-3
-    validation_fraction: float = 0.2
-    views: int = 2
+    epochs: int = setting(8, "Passes over the training slices.", minimum=1, maximum=100_000)
+    batch_size: int = setting(8, "Slices in a training step.", minimum=1, maximum=4096)
+    learning_rate: float = setting(0.002, "Adam's step size.", above=0, maximum=1)
+    validation_fraction: float = setting(
+        0.1,
+        "Share of the training cases that selects the epoch; test cases are never used for it.",
+        minimum=0,
+        maximum=0.9,
+    )
+    views: int = setting(
+        2,
+        "Versions of each training slice: itself, and others changed in pose and grey values.",
+        minimum=1,
+        maximum=100,
+    )
     cache_gib: float = 8.0
     seed: int = 0
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from xaiclip.data.record import Slice
 from xaiclip.errors import Skip
+from xaiclip.explain.settings import setting
 from xaiclip.files import Arrays, load_meta, open_arrays, save_arrays
 from xaiclip.organs import BACKGROUND
 from xaiclip.preprocess import Letterbox
@@ -32,26 +33,30 @@ SOURCES_OF_GUIDANCE: Mapping[str, str | None] = {
 #: The source of the box that each ``explain.prompt`` stands for.
 SOURCES_OF_PROMPT: Mapping[str, str] = {"roi": "localizer", "reference": "reference"}
 
+#: The source that each ``regions`` of a method's settings stands for; the prediction needs none.
+SOURCES_OF_REGIONS: Mapping[str, str] = {"label": "reference", "localizer": "localizer"}
+
 
 @dataclass(frozen=True)
 class RoiSettings:
-    """How a probability map becomes an ROI.
+    """How a probability map becomes an ROI; `top_fraction` is the paper's other rule."""
 
-    Attributes:
-        rule: ``threshold``, or ``top_fraction`` (the alternative that the paper mentions).
-        threshold: of the smoothed probability.
-        top_fraction: share of the image.
-        sigma: of the Gaussian, pixels of the letterbox.
-        margin: on each side of the box, pixels of the slice.
-        min_pixels: an ROI of fewer pixels of the slice counts as empty.
-    """
-
-    rule: str = "threshold"
-    threshold: float = 0.5
-    top_fraction: float = 0.2
-    sigma: float = 1.0
-    margin: float = 5
-    min_pixels: int = 0
+    rule: str = setting(
+        "threshold",
+        "Probability >= `threshold`, or the `top_fraction` most probable pixels.",
+        one_of=("threshold", "top_fraction"),
+    )
+    threshold: float = setting(0.5, "Of the smoothed probability.", above=0, below=1)
+    top_fraction: float = setting(
+        0.2, "Share of the image, for rule `top_fraction`.", above=0, below=1
+    )
+    sigma: float = setting(
+        1.0, "Gaussian before the threshold, in pixels of the letterbox.", minimum=0, maximum=50
+    )
+    margin: float = setting(
+        5, "Added to each side of the box, in pixels of the slice.", minimum=0, maximum=512
+    )
+    min_pixels: int = setting(0, "A smaller ROI counts as empty.", minimum=0)
 
 
 @dataclass(frozen=True, eq=False)

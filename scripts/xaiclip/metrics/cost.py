@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xaiclip.localizer.model import SIZE, predict
+from xaiclip.models.segmenters.base import networks_of
 
 if TYPE_CHECKING:
     from xaiclip.localizer.model import Localizer
@@ -103,7 +104,7 @@ def segmenter_cost(segmenter: Segmenter, prompts: Prompts) -> SegmenterCost:
     # any image will do: the count depends on shapes alone; a ramp survives min–max scaling
     ramp = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
     inputs = segmenter.prepare(ramp)[None]
-    modules = networks(segmenter)
+    modules = networks_of(segmenter).values()
     with torch.no_grad():
         embeddings = segmenter.encode(inputs)
     return SegmenterCost(
@@ -117,13 +118,6 @@ def localizer_cost(localizer: Localizer) -> Gflops:
     prompts anew."""
     slice_ = np.zeros((1, SIZE, SIZE), np.uint8)
     return measure(lambda images: predict(localizer, images), slice_, [localizer])
-
-
-def networks(holder: object) -> list[nn.Module]:
-    """The network that ``holder`` is, or those that its attributes hold."""
-    if isinstance(holder, nn.Module):
-        return [holder]
-    return [value for value in vars(holder).values() if isinstance(value, nn.Module)]
 
 
 class _Call(nn.Module):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from xaiclip.metrics.overlap import Mask
 
@@ -46,6 +45,8 @@ def area_matched(heat: Map, target: Mask) -> Mask:
 
 def rank_correlation(a: Map, b: Map) -> float:
     """Spearman's ρ of two maps over the pixels where both are defined; NaN if either is flat."""
+    from scipy.stats import spearmanr
+
     both = np.isfinite(a) & np.isfinite(b)
     if both.sum() < 2 or np.ptp(a[both]) == 0 or np.ptp(b[both]) == 0:
         return _NAN

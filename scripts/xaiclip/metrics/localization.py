@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from xaiclip.errors import Skip
 from xaiclip.files import open_arrays, save_arrays
@@ -37,6 +36,8 @@ def localizer_scores(
         (NaN where the reference lacks the class) and ``auc_roc``, one against the rest over
         pixels (NaN where the reference lacks the class or has nothing else).
     """
+    from sklearn.metrics import roc_auc_score
+
     prob, label = _labelled(prob, label, classes)
     winner = prob.argmax(axis=0) if label.size else label
     rows = []

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Mask = NDArray[np.bool_]
 
@@ -35,6 +34,8 @@ def surface_distances(a: Mask, b: Mask, spacing: Sequence[float] | None = None) 
         ``hd95_mm``: the larger of the two directed 95th percentiles. ``assd_mm``: the mean over
         the outline pixels of both. Both NaN where either mask is empty.
     """
+    from scipy import ndimage
+
     a, b = _pair(a, b)
     if not (a.any() and b.any()):
         return {"hd95_mm": float("nan"), "assd_mm": float("nan")}

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xaiclip.errors import Skip
+from xaiclip.explain import GRADIENT_PRECISION, differentiates
 from xaiclip.masks.roi import SOURCES_OF_PROMPT
 from xaiclip.metrics import maps
 from xaiclip.metrics.maps.explained import Explained
@@ -99,7 +100,7 @@ def explanation_rows(
         "roi_source": source,
         "seed": seed,
         "device": cost["device"],
-        "precision": cost["precision"],
+        "precision": GRADIENT_PRECISION if differentiates(method) else cost["precision"],
     }
     reasons = {skip.organ: skip.reason for skip in skips}
     explained = {attribution.organ for attribution in attributions}
@@ -119,6 +120,7 @@ def explanation_rows(
         figures = scores.cost(one, seconds_aggregate)
         roi_seconds = (seconds_roi or 0.0) if by_localizer else 0.0
         figures["seconds_total"] += roi_seconds
+        to_input = figures.pop("n_backwards_to_input")
         mask = segmented.get(one.organ)
         label = None if item.label is None else reference[one.organ]
         rows.append(
@@ -130,7 +132,7 @@ def explanation_rows(
                 "primary": one.primary,
                 **figures,
                 "seconds_roi": roi_seconds,
-                **_gflops(cost, figures["n_forwards"], figures["shared_by"], by_localizer),
+                **_gflops(cost, figures, to_input, by_localizer),
                 "baseline_dice_gt": _baseline_dice(item, mask, one.organ, organs),
                 **maps.columns(Explained(one, scores, label)),
                 "lime_r2": one.details.get("r2"),
@@ -142,12 +144,19 @@ def explanation_rows(
 
 
 def _gflops(
-    cost: Mapping[str, Any], n_forwards: float, n_organs: float, localizer: bool
+    cost: Mapping[str, Any], figures: Mapping[str, Any], to_input: int, localizer: bool
 ) -> dict[str, float]:
-    """The decoder treats each pair of image and organ by itself: it is linear in organs."""
-    share = n_organs / cost["decoded_organs"]
+    """The decoder treats each pair of image and organ by itself: it is linear in organs.
+
+    A backward takes about two forwards: one gradient for what a layer was given, one for its
+    weights or for the other factor. It counts for the encoder where it went ``to_input``.
+    """
+    share = figures["shared_by"] / cost["decoded_organs"]
+    encodes = figures["n_forwards"] + 2 * to_input
+    decodes = figures["n_forwards"] + 2 * figures["n_backwards"]
     return {
-        column: n_forwards * (cost["encode"][count] + share * cost["decode"][count])
+        column: encodes * cost["encode"][count]
+        + decodes * share * cost["decode"][count]
         + (cost["localizer"][count] if localizer else 0.0)
         for column, count in (("gflops_ptflops", "ptflops"), ("gflops_total", "total"))
     }

@@ -78,8 +78,9 @@ def savings(
     shares: Sequence[float],
     stops: Sequence[float] = (),
     maps: Mapping[str, Any] | None = None,
+    value: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of what shorter plans would have saved and lost, for the first explained value.
+    """Rows of what shorter plans would have saved and lost, for one value function.
 
     Each method is taken at its first variant, and only that variant's forwards count. A method with
     a ``budget`` is replayed at each share of its forwards; any other is cut to its first forwards,
@@ -90,6 +91,7 @@ def savings(
         scores: of the slice.
         shares, stops: the budgets and thresholds to replay.
         maps: the method's ``MapSettings``; its defaults if None.
+        value: the value function whose maps are compared; the scores' first explained one if None.
 
     Returns:
         A row for each plan, organ and variant: `KEYS`, ``case``, ``slice``, ``organ``, and
@@ -97,11 +99,13 @@ def savings(
         ``rank_correlation`` is Spearman's ρ of the two; forwards are those of the slice.
     """
     kinds = method(scores.method)
+    if scores.gradients is not None:  # there is nothing to cut
+        return []
     settings = keys_of(kinds.PlanSettings)
     context = replace(
         scores.context,
         settings={**scores.context.settings, **(maps or {})},
-        explained=scores.context.explained[:1],
+        explained=(value,) if value else scores.context.explained[:1],
     )
     scores = replay(replace(scores, context=context), _first(kinds, context))
     shorter = {}

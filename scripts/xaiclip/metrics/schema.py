@@ -51,19 +51,20 @@ SEGMENTER = _schema(
 
 #: One row: case × slice × organ × method × guidance × variant × value function. Forwards, GFLOPs
 #: and seconds are those of the slice, which ``shared_by`` organs share, the localizer's included
-#: where it gave the ROI or the prompt's box. ``rho`` and ``n_patch`` are the organ's;
-#: ``rho_union``, the share for all organs' ROIs together, is the slice's: forwards hang on it. What
-#: a map is worth are the columns of `maps`.
+#: where it gave the ROI or the prompt's box; a backward counts as two forwards of the parts that it
+#: went through. ``rho`` and ``n_patch`` are the organ's; ``rho_union``, the share for all organs'
+#: ROIs together, is the slice's: forwards hang on it. What a map is worth are the columns of
+#: `maps`.
 EXPLANATIONS = _schema(
     (_TEXT, "case"),
     (_INT, "slice"),
     (_TEXT, "organ method guidance variant value"),
     (pa.bool_(), "primary"),
     (_TEXT, "roi_source modality"),
-    (_INT, "seed n_forwards n_forwards_full n_patch shared_by"),
+    (_INT, "seed n_forwards n_forwards_full n_backwards n_patch shared_by"),
     (_REAL, "rho rho_union gflops_ptflops gflops_total"),
     (_REAL, "seconds_total seconds_roi seconds_perturb seconds_encode seconds_decode"),
-    (_REAL, "seconds_aggregate"),
+    (_REAL, "seconds_backward seconds_aggregate"),
     (_TEXT, "device precision"),
     (_REAL, "baseline_dice_gt"),
     (_REAL, " ".join(measure.name for measure in maps.MEASURES)),

@@ -9,7 +9,8 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+
+from xaiclip.explain.settings import setting
 
 _NAN = float("nan")
 _BLOCK = 2_000_000  # numbers at a time
@@ -23,8 +24,10 @@ class Bootstrap:
     """How intervals are made: percentiles of the mean over ``resamples`` draws of the cases."""
 
     seed: int = 0
-    resamples: int = 9999
-    confidence: float = 0.95
+    resamples: int = setting(
+        5000, "Bootstrap resamples of the cases.", minimum=100, maximum=10_000_000
+    )
+    confidence: float = setting(0.95, "Level of the intervals.", minimum=0.5, below=1)
 
 
 DEFAULT = Bootstrap()
@@ -100,6 +103,8 @@ def wilcoxon_p(differences: ArrayLike) -> float:
 
     Zeros and NaN are left out; NaN if fewer than `MIN_DIFFERENCES` remain.
     """
+    from scipy import stats
+
     data = np.asarray(differences, dtype=np.float64)
     data = data[np.isfinite(data) & (data != 0)]
     return float(stats.wilcoxon(data).pvalue) if data.size >= MIN_DIFFERENCES else _NAN

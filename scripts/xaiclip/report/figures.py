@@ -1,4 +1,4 @@
-"""The paper's figures 2 to 13 and the training curves, by name: first data, then a drawing."""
+"""Every figure, by name: the paper's 2 to 13, and others. First data, then a drawing."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from xaiclip.report import (
     figures_maps,
     figures_metrics,
     figures_stages,
+    figures_units,
     picture,
     style,
 )
@@ -34,6 +35,7 @@ DATA: dict[str, Callable[[Sources, Settings], Any]] = {
     "figure11_lime_distributions": figures_metrics.lime_distributions,
     "figure12_lime_stages": figures_stages.lime_stages,
     "figure13_rise_stages": figures_stages.rise_stages,
+    "shapley_matrix": figures_units.shapley_matrix,
     "training_curves": curves.training_curves,
 }
 
@@ -51,6 +53,7 @@ def draw(data: Any) -> Figure:
 draw.register(picture.Picture, picture.draw)
 draw.register(figures_metrics.Comparison, figures_metrics.draw_comparison)
 draw.register(figures_metrics.Distributions, figures_metrics.draw_distributions)
+draw.register(figures_units.Matrices, figures_units.draw_matrices)
 draw.register(curves.Training, curves.draw_training)
 
 Draw = Callable[[Sources, Settings], Figure]

@@ -17,19 +17,30 @@ from xaiclip.data.footprint import checksum
 from xaiclip.errors import ConfigError
 from xaiclip.files import files_sha256, load_arrays, sha256
 from xaiclip.privacy import PRIVATE, STUDY, private_files
+from xaiclip.workflow import paths
 
 ROOT = Path(__file__).parents[3]
 #: What is made without a model: it can be made again in minutes. Patterns below the run's folder.
-AGAIN = (
-    *("slices/*.npz", "slices/*.json", "preprocessed/test-*.npz", "roi/*.npz"),
-    *("attributions/*/*/*.npz", "metrics/parts/*/*", "metrics/*.parquet"),
-    *("maps/*/*.nii.gz", "maps/*/variants/*.nii.gz"),
-    *("skipped.tsv", "warnings.tsv", "tables/*.csv"),
+AGAIN = tuple(
+    paths.glob_of(path)
+    for path in (
+        *(paths.SLICES, paths.CHECKSUMS, paths.filled(paths.PREPROCESSED, batch="test-*")),
+        *(paths.ROI, paths.ATTRIBUTIONS, paths.MAP, paths.VARIANT),
+        *(paths.LOCALIZER_ROWS, paths.LOCALIZER_POOLED, paths.SEGMENTER_ROWS),
+        *(paths.EXPLANATIONS_ROWS, paths.METRICS),
+        *(paths.SKIPPED, paths.WARNINGS, paths.filled(paths.TABLE, kind="csv")),
+    )
 )
 _MISSING = "is missing"
 _UNKNOWN = f"cannot be found: the run's folder '{PRIVATE}', which tells where it is, is not here"
 #: What takes a model, or is somebody's: taken as it is.
-GIVEN = (*("raw", "localizer", "localization", "segmentation", "scores", "cost.json"),)
+GIVEN = tuple(
+    paths.below(path).partition("/")[0]
+    for path in (
+        *(paths.RAW, paths.LOCALIZER, paths.LOCALIZATION),
+        *(paths.SEGMENTATION, paths.SCORES, paths.COST),
+    )
+)
 
 
 def study_of(folder: Path) -> dict[str, Any]:

@@ -39,5 +39,11 @@ class Explained:
         return context.masks[context.organs.index(self.attribution.organ)]
 
     def scores_of(self, value: str) -> NDArray[np.float32]:
-        """A value function in the perturbed forwards that count for the organ: (n_patch,)."""
+        """A value function in the perturbed forwards that count for the organ: (n_patch,).
+
+        Empty where it was not asked for: it is another kind of model's.
+        """
+        asked = (self.scores.tables[name].values for name in self.attribution.plans)
+        if not all(value in values for values in asked):
+            return np.empty(0, np.float32)
         return self.scores.member_scores(self.attribution, value)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from xaiclip.errors import ConfigError
 
@@ -62,6 +62,10 @@ class Segmenter(Protocol):
     on ``device``; logits and inputs are float32 whatever ``precision`` the model computes in.
     Who calls decides about autograd: leave it alone, and methods that need gradients work, too.
     ``input_size`` is the longer side of the input in pixels.
+
+    It may have ``layer``, the name of the layer that Grad-CAM takes by default, and ``place(maps,
+    shape)``, which cuts maps (B, K, h, w) of such a layer to what a slice of ``shape`` fills, and
+    turns them as displayed.
     """
 
     name: str
@@ -112,3 +116,10 @@ def to_mask(logits: Tensor, shape: tuple[int, int]) -> Tensor:
     flat = torch.sigmoid(logits.float()).reshape(-1, 1, *logits.shape[-2:])
     resized = F.interpolate(flat, size=shape, mode="bilinear", align_corners=False)
     return (resized > 0.5).reshape(*logits.shape[:-2], *shape)
+
+
+def networks_of(holder: object) -> dict[str, nn.Module]:
+    """The networks that an object's attributes hold, by attribute; itself, if it is one."""
+    if isinstance(holder, nn.Module):
+        return {"": holder}
+    return {name: one for name, one in vars(holder).items() if isinstance(one, nn.Module)}

@@ -106,7 +106,7 @@ class FixedClassSegmenter:
         return grey[0].clamp(0, 1).expand(self.in_channels, -1, -1).contiguous().to(self.device)
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """What `prepare` gave, (B, C, h, w), → class logits float32 (B, K, h', w')."""
+        """What `prepare` gave, (B, C, h, w), → class logits float32 (B, K, h', w') as they come."""
         x = pad((inputs - self.mean) / self.std, self.input_size)
         if self.orientation == "ras":
             x = _turn(x)
@@ -126,15 +126,20 @@ class FixedClassSegmenter:
                 f"segmenter '{self.name}' gave {tuple(found.shape)} for {len(inputs)} images: it "
                 f"must give (B, K, h, w) class logits with more than {highest} channels."
             )
-        found = found.float()
-        return _turn(found) if self.orientation == "ras" else found
+        return found.float()
 
     def decode(self, embeddings: Tensor, prompts: Prompts) -> Tensor:
         """Class logits (B, K, h', w') → float32 logits (B, O, h, w); only the organs count."""
         logits = torch.stack([self._organ(embeddings, organ) for organ in prompts.organs], dim=1)
+        return self.place(logits, prompts.shape)
+
+    def place(self, maps: Tensor, shape: tuple[int, int]) -> Tensor:
+        """What a slice of ``shape`` fills of the network's maps (B, K, h, w), as displayed."""
+        if self.orientation == "ras":
+            maps = _turn(maps)
         if self.keep_aspect:
-            logits = cut(logits, extent(prompts.shape, self.input_size), self.input_size)
-        return logits
+            maps = cut(maps, extent(shape, self.input_size), self.input_size)
+        return maps
 
     def _organ(self, classes: Tensor, organ: str) -> Tensor:
         """Logit of the organ's probability: (B, h, w)."""

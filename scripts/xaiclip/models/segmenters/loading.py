@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from segment_anything import sam_model_registry
+from segment_anything.build_sam import sam_model_registry
 from segment_anything.modeling import Sam
 from torch import nn
 
@@ -65,19 +65,21 @@ def load_segmenter(
     model, checkpoint = settings.get("model"), settings.get("checkpoint")
     where = choose_device(device)
     how = choose_precision(where, precision)
-    if settings.get("factory"):
+    known = model == "compact" or model in BUILDERS
+    make = None if known else plugins.load(plugins.MODELS, str(model))
+    if settings.get("factory") or callable(make):
         if checkpoint and settings.get("checksum"):
             check_weights(Path(checkpoint))
             verify(Path(checkpoint), settings["checksum"])
-        return call_factory(settings, where, how)
+        if settings.get("factory"):
+            return call_factory(settings, where, how)
+        assert callable(make)
+        return call_maker(make, str(model), settings, where, how, f"model '{model}'")
     if model == "compact":
         sam = load_compact(Path(checkpoint) if checkpoint else COMPACT)
     elif model not in BUILDERS:
-        make = plugins.load(plugins.MODELS, str(model))
-        if not callable(make):
-            known = ", ".join(["compact", *BUILDERS, *plugins.brought(plugins.MODELS)])
-            raise ConfigError(f"segmenter.model '{model}' is unknown: use {known}, or a factory.")
-        return call_maker(make, str(model), settings, where, how, f"model '{model}'")
+        names = ", ".join(["compact", *BUILDERS, *plugins.brought(plugins.MODELS)])
+        raise ConfigError(f"segmenter.model '{model}' is unknown: use {names}, or a factory.")
     elif not checkpoint:
         raise ConfigError(f"segmenter.checkpoint is empty: model '{model}' needs a weights file.")
     else:

@@ -40,7 +40,11 @@ class SamSegmenter:
     that was trained so. ``attention``: ``fast`` (see `encode_images`) or ``stock``, the encoder's
     own. The encoder computes in ``precision``; the decoder, a small part of the time, in float32:
     its rounding would move the scores more than the encoder's. ``sam`` is taken over, and changed.
+    Where autograd is on, the encoder's own modules run whatever ``attention`` says: a faster way
+    would keep as much for the backward, and pass their hooks by.
     """
+
+    layer = "image_encoder.neck"
 
     def __init__(
         self,
@@ -85,15 +89,22 @@ class SamSegmenter:
             inputs = pad(inputs, self.input_size)
         encoder = self.sam.image_encoder
         with autocast(self.device, self.precision):
-            stock = self.attention == "stock"
+            stock = self.attention == "stock" or (torch.is_grad_enabled() and inputs.requires_grad)
             return (encoder(inputs) if stock else encode_images(encoder, inputs)).float()
 
     def decode(self, embeddings: Tensor, prompts: Prompts) -> Tensor:
         """(B, C, g, g) and O boxes → float32 logits (B, O, 4g, 4g), less what was padded."""
-        size = self.input_size
-        height, width = extent(prompts.shape, size) if self.stock else (size, size)
+        height, width = self._filled(prompts.shape)
         boxes = prompts.boxes * torch.tensor([width, height, width, height])
         boxes = boxes.to(self.device)[None]
         with autocast(self.device, "fp32"):
             logits = decode_pairs(self.sam, embeddings, boxes, as_masks=self.box_masks)
-        return cut(logits, (height, width), size)
+        return self.place(logits, prompts.shape)
+
+    def place(self, maps: Tensor, shape: tuple[int, int]) -> Tensor:
+        """What a slice of ``shape`` fills of maps (B, K, g, g) over the square input."""
+        return cut(maps, self._filled(shape), self.input_size)
+
+    def _filled(self, shape: tuple[int, int]) -> tuple[int, int]:
+        size = self.input_size
+        return extent(shape, size) if self.stock else (size, size)

@@ -11,6 +11,7 @@ from xaiclip.errors import Skip
 from xaiclip.metrics import maps
 from xaiclip.metrics.measure import Measure
 from xaiclip.metrics.statistics import (
+    DEFAULT,
     Bootstrap,
     Comparison,
     Estimate,
@@ -62,8 +63,8 @@ def table3(
     *,
     skips: Sequence[Skip] = (),
     seed: int = 0,
-    resamples: int = 9999,
-    confidence: float = 0.95,
+    resamples: int = DEFAULT.resamples,
+    confidence: float = DEFAULT.confidence,
 ) -> Table:
     """Quality and cost of each method under both guidances; primary variants only.
 
@@ -149,6 +150,9 @@ def _notes_on_cost(shared: float) -> list[str]:
         "matrix products of attention; *all* is its `aten` backend. 1 MAC = 2 FLOPs. The "
         "localizer's forwards are in both, wherever it gave the ROI or the box that prompts the "
         "segmenter.",
+        "A gradient method perturbs nothing: it has no fidelity, and guidance saves it no forward. "
+        "A backward counts in the GFLOPs as two forwards of the parts of the model that it went "
+        "through.",
         "Our seconds are not shown: the jobs of a study share a machine, and a slice's forwards "
         "are shared by its variants, so they compare nothing. They are in "
         "`metrics/explanations.parquet`.",

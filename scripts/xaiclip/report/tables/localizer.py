@@ -10,7 +10,14 @@ import pandas as pd
 
 from xaiclip.errors import Skip
 from xaiclip.metrics.measure import Measure
-from xaiclip.metrics.statistics import Bootstrap, Estimate, bootstrap_mean, case_means, compare
+from xaiclip.metrics.statistics import (
+    DEFAULT,
+    Bootstrap,
+    Estimate,
+    bootstrap_mean,
+    case_means,
+    compare,
+)
 from xaiclip.organs import BACKGROUND, SIX_CLASSES
 from xaiclip.report import paper
 from xaiclip.report.markdown import bullets, join
@@ -38,8 +45,8 @@ def table2(
     pooled: Pooled | None = None,
     skips: Sequence[Skip] = (),
     seed: int = 0,
-    resamples: int = 9999,
-    confidence: float = 0.95,
+    resamples: int = DEFAULT.resamples,
+    confidence: float = DEFAULT.confidence,
 ) -> Table:
     """How well the localizer finds each class, with and without the text.
 

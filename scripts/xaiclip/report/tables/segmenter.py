@@ -9,7 +9,7 @@ import pandas as pd
 
 from xaiclip.errors import Skip
 from xaiclip.metrics.measure import Measure
-from xaiclip.metrics.statistics import Bootstrap, bootstrap_mean, case_means
+from xaiclip.metrics.statistics import DEFAULT, Bootstrap, bootstrap_mean, case_means
 from xaiclip.report.markdown import bullets, join
 from xaiclip.report.tables.data import Table, in_order, keys, record, tidy
 from xaiclip.report.tables.layout import Column, intro, lay_out, notes_on_n
@@ -38,8 +38,8 @@ def segmenter_table(
     *,
     skips: Sequence[Skip] = (),
     seed: int = 0,
-    resamples: int = 9999,
-    confidence: float = 0.95,
+    resamples: int = DEFAULT.resamples,
+    confidence: float = DEFAULT.confidence,
 ) -> Table:
     """How well the segmenter does with the reference's boxes and with the ROI's, by modality.
 

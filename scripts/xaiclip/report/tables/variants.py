@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from xaiclip.errors import Skip
-from xaiclip.metrics.statistics import Bootstrap
+from xaiclip.metrics.statistics import DEFAULT, Bootstrap
 from xaiclip.report.markdown import EMPTY, join
 from xaiclip.report.tables.data import Table, keys, record, tidy
 from xaiclip.report.tables.explanations import (
@@ -41,8 +41,8 @@ def table3_variants(
     *,
     skips: Sequence[Skip] = (),
     seed: int = 0,
-    resamples: int = 9999,
-    confidence: float = 0.95,
+    resamples: int = DEFAULT.resamples,
+    confidence: float = DEFAULT.confidence,
 ) -> Table:
     """Every variant and value function of every method; the arguments of `table3`."""
     usable = explanations[explanations["skipped"].isna()]
