@@ -75,6 +75,23 @@ def sam() -> Sam:
     return model
 
 
+# --- published data sets ---
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CHAOS with two MR patients and one CT."""
+    import published
+    from dataset_files import LPS, anatomy
+
+    folder = tmp_path_factory.mktemp("chaos")
+    image, label = anatomy()
+    published.chaos_mr(folder / "in", 13, image, label, LPS)
+    published.chaos_mr(folder / "in", 1, image, label, LPS)
+    published.chaos_ct(folder / "in", 5, image, label, LPS)
+    return published.pack(folder / "in", folder / "CHAOS_Train_Sets.zip")
+
+
 # --- the order of files ---
 
 
