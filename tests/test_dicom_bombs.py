@@ -2,16 +2,22 @@
 
 import shutil
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
 import dicom_files as make
-from dicom_files import enhanced, plane, save, series
+from dicom_files import HU, enhanced, plane, save, series
 from test_dicom_refused import ODD, refused, run_length
 from xaiclip.data.dicom import files, pixels, read_slices
 from xaiclip.errors import CaseError
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("syntax", [None, RLELossless, JPEG2000Lossless, JPEGLSLossless])
@@ -112,3 +118,28 @@ def test_slices_that_cannot_be_read_are_named(tmp_path):
     assert caught.value.file == folder / ODD
     with pytest.raises(CaseError, match="no DICOM files"):
         read_slices([])
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_the_scan(tmp_path):
+    """The peak of a process that reads it: no second copy, no float."""
+    script = (
+        "import resource, sys; sys.path.insert(0, 'scripts')\n"
+        "from pathlib import Path\n"
+        "from xaiclip.data.dicom import read_dicom\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = peak(); array, _ = read_dicom(Path(sys.argv[1]))\n"
+        "print(array.nbytes, peak() - before)"
+    )
+    big = np.resize(HU[:, :, 0], (512, 512, 1))
+
+    def one(k):
+        return plane(0, big, ImagePositionPatient=make.decimals(make.position(k)))
+
+    folder = series(tmp_path / "s", one, range(150))
+    result = subprocess.run(
+        [sys.executable, "-c", script, folder], cwd=ROOT, stdout=subprocess.PIPE, check=True
+    )
+    size, peak = map(int, result.stdout.split())
+    assert size == 2 * 512 * 512 * 150
+    assert peak < 1.6 * size

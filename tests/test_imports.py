@@ -114,3 +114,12 @@ def test_deferred_packages_are_there_for_the_users_own_models(name):
     }[name]
     code = "import xaiclip.localizer.model, xaiclip.models.segmenters.loading"
     assert loaded(f"{code}\nimport {name}\nprint({probe})") >= {"torch"}
+
+
+def test_library_never_imports_snakemake():
+    for path in (ROOT / "scripts/xaiclip").rglob("*.py"):
+        assert "snakemake" not in {
+            line.split()[1].split(".")[0]
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.strip().startswith(("import ", "from "))
+        }, path

@@ -396,12 +396,3 @@ def test_modules_imported_by_name_are_given(tree):
     assert code_hash("run.py", root=tree) != code_hash("run.py", ["lib.unused"], root=tree)
     with pytest.raises(FileNotFoundError, match=r"lib\.nothing"):
         code_hash("run.py", ["lib.nothing"], root=tree)
-
-
-def test_library_never_imports_snakemake():
-    for path in (SCRIPTS / "xaiclip").rglob("*.py"):
-        assert "snakemake" not in {
-            line.split()[1].split(".")[0]
-            for line in path.read_text(encoding="utf-8").splitlines()
-            if line.strip().startswith(("import ", "from "))
-        }, path
