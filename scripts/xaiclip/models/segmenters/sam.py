@@ -40,8 +40,8 @@ class SamSegmenter:
     that was trained so. ``attention``: ``fast`` (see `encode_images`) or ``stock``, the encoder's
     own. The encoder computes in ``precision``; the decoder, a small part of the time, in float32:
     its rounding would move the scores more than the encoder's. ``sam`` is taken over, and changed.
-    Where the input asks for a gradient, the encoder's own modules run, whatever ``attention`` says: a faster way
-    would keep as much for the backward, and pass their hooks by.
+    Where the input asks for a gradient, the encoder's own modules run, whatever ``attention`` says:
+    a faster way would keep as much for the backward, and pass their hooks by.
     """
 
     layer = "image_encoder.neck"
