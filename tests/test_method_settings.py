@@ -201,6 +201,14 @@ def test_its_code_counts_stage_by_stage(brought):
     assert [a == b for a, b in zip(before, hashes(), strict=True)] == [False, True, True]
 
 
+@pytest.mark.parametrize("script", ["score.py", "attribute.py"])
+def test_every_method_has_code_of_each_stage(script):
+    known = methods(own=True)
+    assert {"rise", "shapley", "grad_cam"} <= set(known)
+    hashes = [stage_hash(script, {name: one}) for name, one in known.items()]
+    assert len({*hashes, stage_hash(script, {})}) == len(known) + 1
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

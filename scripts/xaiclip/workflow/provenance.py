@@ -20,9 +20,9 @@ from xaiclip.workflow.units import Binding, Chain, Unit, is_type_checking, units
 SCRIPTS = Path(__file__).parents[2]
 #: What a script runs of a method's module; "?": if it has it.
 STAGES = {
-    "score.py": ("plans", "refine?"),
+    "score.py": ("plans?", "refine?", "gradient?"),
     "attribute.py": ("aggregate",),
-    "savings.py": ("plans", "refine?", "aggregate"),
+    "savings.py": ("plans?", "refine?", "aggregate"),
 }
 #: Endings of files beside a module that its code may read.
 _DATA = (".toml", ".yaml", ".yml", ".json", ".csv", ".tsv", ".txt")
