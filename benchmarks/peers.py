@@ -113,10 +113,12 @@ def ours(method: str, settings: Mapping[str, object]) -> System:
         clock = Clock()
         context = bench.context(settings)
         with clock("total"):
+            # the unperturbed forward is part of an explanation
+            scorer = SegmenterScorer(bench, bench.prompts, bench.inputs, clock=clock)
             with clock("perturb"):
                 plans: dict[str, Plan] = module.plans(context)
             tables: dict[str, ScoreTable] = {
-                name: engine.score(plan, bench.scorer, batch_size=bench.batch)
+                name: engine.score(plan, scorer, batch_size=bench.batch)
                 for name, plan in plans.items()
             }
             with clock("aggregate"):

@@ -29,8 +29,9 @@ COLOUR = dict(zip(ORGANS, ("#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7"
 SHORT = dict(zip(ORGANS, ("Li", "RK", "LK", "Sp", "Pa"), strict=True))
 #: The slice that is looked at is the second, and the organ neither the first nor the last.
 SPLEEN = Settings(CLASSES, organ="spleen")
-PICTURES = [name for name in DATA if name not in
-            ("figure08_comparison", "figure11_lime_distributions", "training_curves")]  # fmt: skip
+#: Figures that are no panels of pictures.
+OTHERS = ("figure08_comparison", "figure11_lime_distributions", "shapley_matrix", "training_curves")
+PICTURES = [name for name in DATA if name not in OTHERS]
 
 
 def some_slices() -> dict[str, Any]:

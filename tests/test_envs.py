@@ -1,6 +1,5 @@
 """The locks hold all that their packages need; the conda environments what the scripts import."""
 
-import ast
 import importlib.util
 import re
 import sys
@@ -12,8 +11,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from xaiclip.config.methods import methods
 from xaiclip.published.catalogue import DATASETS
-from xaiclip.workflow.provenance import SCRIPTS, executed, imported_files
+from xaiclip.workflow.provenance import SCRIPTS, STAGES, Reach
 
 ROOT = Path(__file__).parents[1]
 ENVS = ROOT / "envs"
@@ -163,20 +163,19 @@ def rules():
 
 def third_party(script):
     """Packages that a script and the project's code behind it import."""
-    files = set(imported_files(SCRIPTS / script))
-    if script in ("score.py", "attribute.py", "savings.py"):  # methods are imported by name
-        for method in ("occlusion", "lime", "rise", "shapley"):
-            files |= set(imported_files(SCRIPTS / f"xaiclip/explain/{method}.py"))
+    reach = Reach(SCRIPTS)
+    reach.script(script)
+    for part in STAGES.get(script, ()):  # methods are imported by name
+        for one in methods(own=True).values():
+            reach.named(f"{one.module}:{part}")
     if script == "prepare.py":  # so are adapters
         for name in DATASETS:
-            files |= set(imported_files(SCRIPTS / f"xaiclip/data/{name}.py"))
-    modules = set()
-    for path in files:
-        for node in executed(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                modules |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                modules.add(node.module.split(".")[0])
+            reach.whole(f"xaiclip.data.{name}")
+    modules = {
+        imported.split(".")[0]
+        for name, number in reach.reached | reach.touched
+        for imported in reach.modules[name].units[number].imports
+    }
     return {
         canonicalize_name(PACKAGES.get(module, module))
         for module in modules - LOCAL - set(sys.stdlib_module_names)

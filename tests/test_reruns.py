@@ -164,8 +164,8 @@ HEADERS = {
     "space: left-posterior-superior\nspace directions: (1,0,0) (0,1,0) (0,0,1)\n"
     "space origin: (0,0,0)\ndata file: nearly.raw\n\n",
     "clip/clip.json": json.dumps({"model_cfg": {"vision_cfg": {"layers": 6}}}) + "\n\n",
-    "own.py": OWN + "# a",
-    "helper.py": "HELP = 'a' # a",
+    "own.py": OWN + "LEVEL = 'a'",
+    "helper.py": "HELP = 'aa'",
 }
 FILES = [(file, row["reruns"]) for row in ROWS if "files" in row for file in row["files"]]
 
@@ -223,7 +223,7 @@ def test_a_file_that_joins_or_leaves_a_folder_reruns_its_batch(scans):
 def test_a_method_switched_off_and_on_again_keeps_its_results(study, answers):
     fewer = changed({"explain.methods": ["lime", "rise"]})
     both = ask(study, [fewer, BASE])
-    wanted = expected(["metrics explanations"], both["readers"][1])
+    wanted = expected(["metrics explanations", "maps"], both["readers"][1])
     # what only the method's own figures and tables read was left alone while it was off
     assert both["plans"][0] == {}
     assert set(both["plans"][1]) <= wanted

@@ -293,8 +293,8 @@ def test_the_script_makes_the_librarys_table(made, tmp_path):
            "seed": FEW["seed"], "statistics": statistics}  # fmt: skip
     run_script("table.py", files, output, tmp_path / "log", cfg)
     for kind in ("csv", "md"):
-        expected = (made[1] / f"tables/shapley_units.{kind}").read_text()
-        assert (tmp_path / f"t.{kind}").read_text() == expected
+        expected = (made[1] / f"tables/shapley_units.{kind}").read_text(encoding="utf-8")
+        assert (tmp_path / f"t.{kind}").read_text(encoding="utf-8") == expected
 
 
 ROOT = Path(__file__).parents[1]
