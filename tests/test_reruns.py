@@ -271,6 +271,8 @@ def edited(study, answers, clone):
 def test_an_edit_reruns_what_runs_the_code_and_no_more(edited, name, direct, never):
     plan, readers = edited[name]
     wanted = expected(direct, readers) if direct else set()
+    if direct == ["figures"]:  # no number hangs on it: what made the numbers stays what it was
+        wanted -= {"provenance"}
     if never is None:
         assert set(plan) == wanted
     else:

@@ -236,7 +236,7 @@ def test_an_edited_constant_reruns_what_reads_it(study, tmp_path):
     assert planned(study, "--configfile", str(TINY), root=copy) == {}
     module.write_text(text.replace("VARIES = 1e-5", "VARIES = 2e-5"), encoding="utf-8")
     plan = planned(study, "--configfile", str(TINY), root=copy)
-    assert plan["attribute"] == 2
+    assert plan["attribute"] == 4
     assert plan.keys().isdisjoint({"score", "train_localizer", "segment"})
 
 
