@@ -224,7 +224,7 @@ def test_a_changed_key_reruns_what_reads_it(overlay, changes, expected):
     assert overlay(**changes) == expected
 
 
-def test_an_edited_constant_reruns_what_reads_it(study, tmp_path):
+def test_an_edited_estimator_reruns_its_maps_and_no_forward(study, tmp_path):
     copy = tmp_path / "project"
     for name in ("rules", "scripts", "envs", "config", "profiles", "docs", "resources"):
         shutil.copytree(ROOT / name, copy / name)
@@ -234,7 +234,9 @@ def test_an_edited_constant_reruns_what_reads_it(study, tmp_path):
     text = module.read_text(encoding="utf-8")
     module.write_text(text + "\n# edited\n", encoding="utf-8")
     assert planned(study, "--configfile", str(TINY), root=copy) == {}
-    module.write_text(text.replace("VARIES = 1e-5", "VARIES = 2e-5"), encoding="utf-8")
+    estimator = '"complement": 1 - paper'
+    assert estimator in text
+    module.write_text(text.replace(estimator, estimator.replace("1", "2")), encoding="utf-8")
     plan = planned(study, "--configfile", str(TINY), root=copy)
     assert plan["attribute"] == 4
     assert plan.keys().isdisjoint({"score", "train_localizer", "segment"})
