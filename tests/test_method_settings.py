@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from xaiclip import config
+from xaiclip import config, plugins
 from xaiclip.config import methods as read_methods
 from xaiclip.config.methods import _brought, methods, properties, section, source
 from xaiclip.errors import ConfigError
@@ -140,7 +140,7 @@ def brought(tmp_path, monkeypatch):
     (tmp_path / "mine" / "way.py").write_text(WAY)
     monkeypatch.syspath_prepend(tmp_path)
     entry = EntryPoint("tiles", "mine.way", "xaiclip.methods")
-    monkeypatch.setattr(read_methods, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [entry])
     _brought.cache_clear()
     yield tmp_path / "mine" / "way.py"
     _brought.cache_clear()

@@ -10,6 +10,7 @@ from xaiclip import plugins
 from xaiclip.config import complete
 from xaiclip.config import methods as method_sources
 from xaiclip.errors import ConfigError
+from xaiclip.explain import method as load_method
 from xaiclip.models.segmenters.loading import load_segmenter
 from xaiclip.resources import shipped
 
@@ -149,6 +150,20 @@ def test_two_packages_with_one_name_are_refused(brought):
     distribution(brought, "other", "[xaiclip.models]\npointwise = brought.halves:plans\n")
     with pytest.raises(ConfigError, match="two packages bring 'pointwise'"):
         plugins.brought(plugins.MODELS)
+
+
+def test_two_packages_with_one_method_are_refused(brought):
+    distribution(brought, "other", "[xaiclip.methods]\nhalves = brought.models\n")
+    for look in (lambda: load_method("halves"), lambda: complete({"methods": {"halves": {}}})):
+        with pytest.raises(ConfigError, match="two packages bring 'halves'"):
+            look()
+
+
+def test_a_method_that_cannot_be_imported_is_told_in_a_sentence(brought):
+    (brought / "brought" / "halves.py").write_text("raise RuntimeError('too old')")
+    sys.modules.pop("brought.halves", None)
+    with pytest.raises(ConfigError, match=r"'halves'.*cannot be imported \(RuntimeError: too old"):
+        load_method("halves")
 
 
 def test_where_nothing_is_installed_nothing_is_brought():

@@ -6,8 +6,9 @@ from importlib.metadata import EntryPoint, entry_points
 
 from xaiclip.errors import ConfigError
 
-#: The group of models (of methods: `xaiclip.explain.GROUP`): an entry point names a function that
-#: gives a model (`xaiclip.load_model`).
+#: The group of methods: an entry point names a module (`xaiclip.explain`).
+METHODS = "xaiclip.methods"
+#: The group of models: an entry point names a function that gives one (`xaiclip.load_model`).
 MODELS = "xaiclip.models"
 
 

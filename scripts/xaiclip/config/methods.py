@@ -11,13 +11,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from xaiclip import plugins
 from xaiclip.errors import ConfigError
-from xaiclip.explain import GROUP, PACKAGE
+from xaiclip.explain import PACKAGE
 from xaiclip.explain.settings import MAP, PLAN
 
 _OWN = Path(__file__).parents[1] / "explain"
@@ -127,7 +127,7 @@ def _own_properties(path: Path, name: str, _mtime: int) -> Schema:
 def _brought() -> dict[str, tuple[str, Path]]:
     """Methods of other packages: name, module and file, found without loading the package."""
     found = {}
-    for entry in entry_points(group=GROUP):
+    for entry in plugins.brought(plugins.METHODS).values():
         top, *rest = entry.value.split(".")
         spec = find_spec(top)
         places = list(spec.submodule_search_locations or []) if spec and rest else []

@@ -25,11 +25,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from importlib.metadata import entry_points
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from xaiclip import plugins
 from xaiclip.errors import ConfigError, named_extras
 
 if TYPE_CHECKING:
@@ -73,28 +72,31 @@ def refine(
 GRADIENT_PRECISION = "fp32"
 
 PACKAGE = __name__
-#: The entry-point group of methods that other packages bring.
-GROUP = "xaiclip.methods"
 
 
 def method(name: str) -> Method:
     """Load the method ``xaiclip.explain.<name>``, or the one that another package brings.
 
+    A method of this package is preferred.
+
     Raises:
-        ConfigError: there is no such method, or its module is none, or imports what an extra
-            brings that is not installed.
+        ConfigError: there is no such method, or its module is none, cannot be imported, or imports
+            what an extra brings that is not installed.
     """
-    qualified = module_of(name)
+    qualified = f"{__name__}.{name}"
+    module: object | None
     try:
         with named_extras():
             module = importlib.import_module(qualified)
     except ModuleNotFoundError as error:
         if error.name != qualified:
             raise
+        module = plugins.load(plugins.METHODS, name)
+    if module is None:
         raise ConfigError(
             f"There is no explanation method '{name}': correct 'explain.methods', add "
             f"scripts/xaiclip/explain/{name}.py, or install the package that brings it."
-        ) from None
+        )
     asks = "gradient" if hasattr(module, "gradient") else "plans"
     missing = [part for part in ("PlanSettings", asks, "aggregate") if not hasattr(module, part)]
     if missing:
@@ -109,14 +111,6 @@ def differentiates(name: str) -> bool:
         ConfigError: as `method`.
     """
     return hasattr(method(name), "gradient")
-
-
-def module_of(name: str) -> str:
-    """The dotted name of a method's module; a method of this package is preferred."""
-    if not Path(__file__).with_name(f"{name}.py").is_file():
-        for entry in entry_points(group=GROUP, name=name):
-            return entry.value
-    return f"{__name__}.{name}"
 
 
 class _Callable(ModuleType):
