@@ -1,6 +1,5 @@
 """The package: what is in the wheel, what it needs, and that it works where it is installed."""
 
-import ast
 import json
 import re
 import shutil
@@ -20,7 +19,7 @@ import xaiclip
 from xaiclip.errors import ConfigError, left_out, named_extras
 from xaiclip.extras import EXTRAS
 from xaiclip.resources import shipped
-from xaiclip.workflow.provenance import executed
+from xaiclip.workflow.units import units_of
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "scripts" / "xaiclip"
@@ -168,13 +167,8 @@ def third_party():
     """Every package that the library imports, with a file that does."""
     found = {}
     for path in LIBRARY.rglob("*.py"):
-        for node in executed(ast.parse(path.read_text(encoding="utf-8"))):
-            modules = []
-            if isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                modules = [node.module]
-            for module in modules:
+        for unit in units_of(path, path.relative_to(LIBRARY.parent).parts[:-1]):
+            for module in unit.imports:
                 top = module.partition(".")[0]
                 if top not in sys.stdlib_module_names and top != "xaiclip":
                     found[top] = path

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from xaiclip.workflow.provenance import SCRIPTS, code_hash, imported_files
+from xaiclip.workflow.provenance import SCRIPTS, Reach, code_hash
 
 
 def write(root, files):
@@ -53,8 +53,15 @@ def tree(tmp_path):
     return write(tmp_path, files)
 
 
+def behind(script, root=SCRIPTS):
+    """The files that a script leads to, itself among them."""
+    reach = Reach(root)
+    reach.script(script)
+    return {str(module.path.relative_to(root)) for module in reach.modules.values()}
+
+
 def test_imports_are_followed_absolute_relative_and_late(tree):
-    names = {str(path.relative_to(tree)) for path in imported_files(tree / "run.py", tree)}
+    names = behind("run.py", tree)
     assert names == {
         "run.py",
         "lib/__init__.py",
@@ -383,7 +390,7 @@ def test_the_hash_does_not_hang_on_the_process(tree):
     ],
 )
 def test_the_modules_behind_a_script(script, module):
-    assert SCRIPTS / module in imported_files(SCRIPTS / script)
+    assert module in behind(script)
 
 
 def test_touching_a_file_changes_nothing(tree):

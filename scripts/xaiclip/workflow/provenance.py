@@ -8,14 +8,13 @@ class counts whole; where names do not tell what is reached, all of a module cou
 
 from __future__ import annotations
 
-import ast
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
 from xaiclip.config.methods import Source
-from xaiclip.workflow.units import Binding, Chain, Unit, is_type_checking, units_of
+from xaiclip.workflow.units import Binding, Chain, Unit, units_of
 
 SCRIPTS = Path(__file__).parents[2]
 #: What a script runs of a method's module; "?": if it has it.
@@ -68,30 +67,6 @@ def stage_hash(script: str, methods: Mapping[str, Source]) -> str:
     also = [f"{one.module}:{part}" for one in methods.values() for part in parts]
     tops = {one.module.partition(".")[0]: one.folder for one in methods.values()}
     return code_hash(script, also, brought={k: v for k, v in tops.items() if v != SCRIPTS})
-
-
-def imported_files(path: Path, root: Path = SCRIPTS) -> list[Path]:
-    """The file itself and all files below ``root`` that it imports, directly or not, sorted."""
-    seen: set[Path] = set()
-    waiting = [path]
-    while waiting:
-        current = waiting.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        for unit in _module(current, root).units:
-            for name in unit.imports:
-                waiting += [file for one in _heads(name) if (file := module_file(one, root))]
-    return sorted(seen)
-
-
-def executed(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes below, without the blocks that only type checkers read."""
-    yield node
-    skipped = node.body if isinstance(node, ast.If) and is_type_checking(node.test) else []
-    for child in ast.iter_child_nodes(node):
-        if child not in skipped:
-            yield from executed(child)
 
 
 def module_file(name: str, root: Path = SCRIPTS) -> Path | None:
