@@ -83,6 +83,7 @@ def test_metrics_have_the_columns_of_the_workflows_table():
         maps.metrics(reference={"liver": np.ones((5, 5))})
 
 
+@pytest.mark.slow
 def test_a_picture_is_shown_and_written(tmp_path):
     maps = explain()
     maps.picture().save(tmp_path / "all.png")

@@ -77,6 +77,7 @@ def test_a_function_of_ones_own_is_a_model(tmp_path):
 # --- the same numbers as the workflow's ----------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "settings"), [("occlusion", {"window": 128, "stride": 128}), ("rise", {"masks": 12})]
 )

@@ -35,6 +35,7 @@ def test_generated_bad_inputs():
     assert counts["refused"] > counts["bad_inputs"] / 2
 
 
+@pytest.mark.slow
 def test_the_fuzzer_notices_what_it_looks_for(tmp_path, monkeypatch):
     """A reader that raises, hangs, dies, or mirrors the scan is caught at it."""
     monkeypatch.setattr(bad_inputs, "LIMIT", 1.0)

@@ -64,6 +64,7 @@ def test_the_segmentation_is_that_of_the_prompt(
     assert_array_equal(only(data.panels[1], Fill).mask, masks[prompt])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("louder", ["full", "roi"])
 @pytest.mark.parametrize(
     ("name", "method", "organ", "places"),

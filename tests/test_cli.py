@@ -27,6 +27,7 @@ def written(tmp_path):
     return sorted(path.name for path in (tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_the_localizer_finds_what_is_asked_for(tmp_path, capsys):
     assert explain(tmp_path, "--organ", "liver,right_kidney", "--guidance", "roi") == cli.DONE
     assert written(tmp_path) == [
@@ -54,6 +55,7 @@ def test_the_localizer_finds_what_is_asked_for(tmp_path, capsys):
     assert "liver_occlusion_roi.png" in said.err
 
 
+@pytest.mark.slow
 def test_a_box_needs_no_localizer(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     assert explain(tmp_path, *BOX, "--quiet") == cli.DONE
@@ -110,6 +112,7 @@ def test_nothing_tells_whose_scan_it_was(tmp_path):
         assert "DOE" not in path.name
 
 
+@pytest.mark.slow
 def test_of_a_volume_the_localizer_takes_the_slice_that_shows_most(tmp_path):
     image, label = nib.load(SCAN), nib.load(LABEL)
     # the organs are in the third slice alone

@@ -285,6 +285,7 @@ def test_training_goes_on_where_it_was(tmp_path: Path, tiny: ClipSettings, monke
     assert parts.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 def test_time_ends_the_training(tmp_path: Path, tiny: ClipSettings) -> None:
     short = replace(tiny, steps=10**6, minutes=0.02)
     weights = train_clip(tmp_path / "pool", tmp_path / "clip", short)

@@ -285,6 +285,7 @@ def test_what_is_saved_and_what_the_loss_sees(
             assert max(x1, y1) <= 32
 
 
+@pytest.mark.slow
 def test_training_ends_by_the_clock(pool: Path, tmp_path: Path) -> None:
     timed = dataclasses.replace(SHORT, steps=10**6, minutes=0.02)
     path = train_sam(pool, tmp_path / "out", timed)

@@ -25,6 +25,7 @@ def test_readme_is_generated_from_the_schema():
     assert readme == config.document(), "run `make docs`"
 
 
+@pytest.mark.slow
 def test_every_key_has_a_description_and_a_default():
     for key, leaf in config.leaves(config.load_schema()):
         assert leaf.get("description"), key

@@ -19,6 +19,8 @@ from xaiclip.models.segmenters.loading import load_segmenter
 from xaiclip.targets import SegmenterScorer
 from xaiclip.workflow.provenance import STAGES, Reach
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 RUN = """
 import json, runpy, sys

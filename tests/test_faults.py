@@ -181,6 +181,7 @@ def test_killed_studies_end_like_undisturbed_ones(tmp_path):
         assert found[key] == []
 
 
+@pytest.mark.slow
 def test_a_damaged_result_would_be_noticed(tmp_path, prepared):
     """The check that the tests above rest on."""
     results = tmp_path / "results"

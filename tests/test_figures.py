@@ -24,6 +24,8 @@ from xaiclip.report.picture import ColourBar, Entry, Note, Panel, Picture, Words
 from xaiclip.report.sources import Settings, sources_of
 from xaiclip.report.words import plain
 
+pytestmark = pytest.mark.slow
+
 LIVER = Settings(CLASSES)
 
 

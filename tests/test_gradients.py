@@ -104,6 +104,7 @@ def test_grad_cam_takes_the_neck_of_a_sam(attention):
         np.testing.assert_allclose(found.maps[o, v], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_integrated_gradients_add_up_to_the_rise_of_the_score():
     mine = scorer()
     found = asked(integrated_gradients, {"steps": 60}, mine=mine, fill="zero", batch=16)

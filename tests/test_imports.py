@@ -11,6 +11,8 @@ import pytest
 
 from xaiclip.lazy import defer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 #: Each takes a quarter of a second or more to load.
 HEAVY = {

@@ -187,6 +187,7 @@ def test_augmentation_keeps_sides_and_labels() -> None:
         assert image[label == 2].mean() > image[label == 1].mean() > image[label == 0].mean()
 
 
+@pytest.mark.slow
 def test_training_learns_and_repeats(tmp_path: Path) -> None:
     images, labels, cases = discs(12)
     labels = labels.copy()

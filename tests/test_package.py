@@ -21,6 +21,8 @@ from xaiclip.extras import EXTRAS
 from xaiclip.resources import shipped
 from xaiclip.workflow.units import units_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "scripts" / "xaiclip"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

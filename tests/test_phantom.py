@@ -76,6 +76,7 @@ def test_orientation_only_permutes_the_array() -> None:
     assert np.allclose((two.affine @ corner)[:3], one.affine[:3, 3])
 
 
+@pytest.mark.slow
 def test_middle_slices_show_the_main_organs() -> None:
     wanted = ("liver", "right kidney", "spleen", "pancreas", "left kidney")
     hits = 0
@@ -87,6 +88,7 @@ def test_middle_slices_show_the_main_organs() -> None:
     assert hits >= 7
 
 
+@pytest.mark.slow
 def test_no_intensity_interval_finds_the_liver() -> None:
     settings = replace(SMALL, phases=(1.0, 0.0, 0.0, 0.0))
     best = []

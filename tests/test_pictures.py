@@ -36,6 +36,8 @@ from xaiclip.report.picture import (
     Words,
 )
 
+pytestmark = pytest.mark.slow
+
 # --- each figure's data ---
 
 

@@ -222,6 +222,7 @@ def bright(rows, columns, shape=(96, 128)):
     return mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(128, 128), (96, 128)])
 @pytest.mark.parametrize(
     ("method", "settings", "mm"),

@@ -21,6 +21,7 @@ def test_modalities_keep_the_share(volumes: int, share: float) -> None:
         assert abs(drawn[:n].count("MR") - share * n) < 1
 
 
+@pytest.mark.slow
 def test_a_pool_is_repeatable_resumable_and_independent_of_workers(tmp_path: Path) -> None:
     build_pool(tmp_path / "a", 3, seed=5, mr_fraction=0.5, settings=SMALL)
     build_pool(tmp_path / "b", 2, seed=5, mr_fraction=0.5, settings=SMALL, workers=2)

@@ -94,6 +94,7 @@ def test_masks_keep_the_asked_share():
     assert plan.keep(0, 400, 64).mean() == pytest.approx(0.3, abs=0.02)
 
 
+@pytest.mark.slow
 def test_covariance_is_unbiased():
     """A linear model's true slope at each pixel is known; the mean over many runs meets it.
 

@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import scale
 
 
+@pytest.mark.slow
 def test_simulated_parts_become_the_tables_of_a_study(tmp_path):
     rng = np.random.default_rng(0)
     paths = []

@@ -182,6 +182,7 @@ def test_a_plan_that_was_cut_gives_a_map():
     assert all(row["rank_correlation"] > 0.9 for row in full)
 
 
+@pytest.mark.slow
 def test_a_sample_agrees_with_all_on_the_compact_model():
     """Half of the coalitions of seven units; the whole game is scored once."""
     segmenter, prompts = compact(), some_prompts(3, seed=4)

@@ -300,6 +300,7 @@ def test_the_script_makes_the_librarys_table(made, tmp_path):
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("methods", "settings", "there"),
     [

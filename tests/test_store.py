@@ -33,6 +33,7 @@ def scored(name: str, guided: bool = True) -> SliceScores:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_maps_from_the_file_are_maps_from_memory(tmp_path, name, guided):

@@ -65,6 +65,7 @@ def printed3(method: str, guidance: str, column: str) -> str:
     return f"{text} †{marks}" if marks else text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "columns"), [(0, QUALITY), (1, COST)], ids=["quality", "cost"])
 def test_table3_shows_each_number_at_its_place(
     tmp_path: Path, number: int, columns: list[tuple[str, str]]
@@ -84,6 +85,7 @@ def test_table3_shows_each_number_at_its_place(
                 same_cell(cell, expected, int(n), cost=number == 1)
 
 
+@pytest.mark.slow
 def test_table3_as_data(tmp_path: Path) -> None:
     rows = study.explanation_rows()
     frame = make3(tmp_path, rows).frame

@@ -247,6 +247,7 @@ MAKE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("cases", [[], ["abe"]])
 @pytest.mark.parametrize("name", MAKE)
@@ -261,6 +262,7 @@ def test_any_number_of_cases_gives_a_table(tmp_path: Path, name: str, cases: lis
         assert all(len(line) == len(heads) for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKE)
 def test_tables_are_the_same_in_any_order(tmp_path: Path, name: str) -> None:
     make, rows = MAKE[name]
@@ -269,6 +271,7 @@ def test_tables_are_the_same_in_any_order(tmp_path: Path, name: str) -> None:
     pd.testing.assert_frame_equal(one.frame, two.frame)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKE)
 def test_files_hold_what_the_table_holds(tmp_path: Path, name: str) -> None:
     make, rows = MAKE[name]
