@@ -53,6 +53,16 @@ def titles(figure: Figure) -> list[str]:
 
 # --- bars ---
 
+EVERY = {
+    "occlusion": "occlusion",
+    "lime": "LIME",
+    "rise": "RISE",
+    "grad_cam": "Grad-CAM",
+    "gradient_shap": "Gradient SHAP",
+    "integrated_gradients": "Integrated Gradients",
+    "shapley": "Shapley",
+    "my_own": "my own",
+}
 BARS = [
     ("fidelity Dice", "fidelity Dice (0 to 1)", "fidelity_dice"),
     ("fidelity IoU", "fidelity IoU (0 to 1)", "fidelity_iou"),
@@ -69,6 +79,20 @@ def sources() -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def rows(sources: tuple[str, ...]) -> Rows:
     return study.explanation_rows(sources)
+
+
+def test_names_of_all_methods_can_be_read(tmp_path: Path, rows: Rows) -> None:
+    some = [row for row in rows if row["method"] == "occlusion"]
+    every = [row | {"method": name} for name in EVERY for row in some]
+    figure = drawn(comparison(metrics(tmp_path, every), SETTINGS))
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        labels = axes.get_xticklabels()
+        assert {text.get_text() for text in labels} == set(EVERY.values())
+        ends = sorted(text.get_transform().transform(text.get_position())[0] for text in labels)
+        for text, apart in zip(labels, np.diff(ends), strict=False):
+            slant = np.deg2rad(text.get_rotation())
+            assert apart * np.sin(slant) > text.get_fontsize() * figure.dpi / 72
 
 
 def cases_of(rows: Rows, method: str, guidance: str, column: str) -> list[float]:

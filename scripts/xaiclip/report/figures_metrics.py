@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,17 @@ _BARS = (
     ("gflops_total", "operations (GFLOPs per slice)"),
     ("n_forwards", "forwards (images per slice)"),
 )
-_METHODS = {"occlusion": "occlusion", "lime": "LIME", "rise": "RISE"}
+#: How people write the names of methods; any other name is shown with blanks in its place.
+_METHODS = {
+    "occlusion": "occlusion",
+    "lime": "LIME",
+    "rise": "RISE",
+    "grad_cam": "Grad-CAM",
+    "gradient_shap": "Gradient SHAP",
+    "integrated_gradients": "Integrated Gradients",
+    "shapley": "Shapley",
+}
+_FEW = 4  # methods whose names stand side by side
 _DISTRIBUTIONS = (
     ("dice", "localization Dice (0 to 1)"),
     ("iou", "localization IoU (0 to 1)"),
@@ -151,7 +162,10 @@ def _draw_bars(
             size=6,
             bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"},
         )
-    axes.set_xticks(range(len(methods)), [_METHODS.get(name, plain(name)) for name in methods])
+    names = [_METHODS.get(name, plain(name).replace("_", " ")) for name in methods]
+    # many names would run into one another
+    slanted: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(methods)), names, **(slanted if len(methods) > _FEW else {}))
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="y")
     if floor:
