@@ -16,7 +16,6 @@ from xaiclip.localizer.model import Localizer, load_localizer, predict_slice
 from xaiclip.masks.roi import Roi, RoiSettings, rois_of
 from xaiclip.preprocess import PreprocessSettings, preprocess
 from xaiclip.resources import shipped
-from xaiclip.weights import check_sums
 
 #: Slices of a volume that are looked at to choose one.
 LOOKS = 16
@@ -48,7 +47,6 @@ class Locator:
             if localizer == COMPACT:
                 folder = shipped("compact")
                 path = folder / FILE
-                check_sums(folder, (FILE,))
             elif not path.is_file():
                 raise ConfigError(
                     f"there is no localizer '{path}': give '{COMPACT}' or the .safetensors file of "
