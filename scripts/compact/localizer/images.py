@@ -144,13 +144,18 @@ def _curve(grey: Float, rng: np.random.Generator) -> Float:
     return np.interp(grey, knots, values).astype(np.float32)
 
 
+def _grown(field: Float, columns: int, rows: int) -> Float:
+    """A smooth field on a finer grid."""
+    return np.asarray(cv2.resize(field, (columns, rows), interpolation=cv2.INTER_CUBIC), np.float32)
+
+
 def _body(piece: PoolSlice) -> tuple[int, int, int, int]:
     """Where the body begins and ends: left, top, right, bottom."""
-    inside = piece.image > _BODY[piece.modality]
-    inside = cv2.morphologyEx(inside.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    bright = (piece.image > _BODY[piece.modality]).astype(np.uint8)
+    inside = cv2.morphologyEx(bright, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
     left, top, width, height = cv2.boundingRect(inside)
     if width < 20 or height < 20:
-        return 0, 0, inside.shape[1], inside.shape[0]
+        return 0, 0, bright.shape[1], bright.shape[0]
     return left, top, left + width, top + height
 
 
@@ -189,10 +194,10 @@ def _framed(
     v = c * xs + (d * ys + np.float32((y0 + y1) / 2 - 0.5))
     if rng.random() < 0.7:
         bends = rng.standard_normal((4, 4, 2), np.float32) * np.float32(rng.uniform(0, 0.03))
-        bends = cv2.resize(bends, (8, 8), interpolation=cv2.INTER_CUBIC)
+        bends = _grown(bends, 8, 8)
         bends += rng.standard_normal((8, 8, 2), np.float32) * np.float32(rng.uniform(0, 0.008))
         bends *= max(width, height)
-        bends = cv2.resize(bends, (columns, rows), interpolation=cv2.INTER_CUBIC)
+        bends = _grown(bends, columns, rows)
         u, v = u + bends[..., 0], v + bends[..., 1]
     moved = cv2.remap(grey, u, v, cv2.INTER_LINEAR, None, cv2.BORDER_CONSTANT, air)
     label = cv2.remap(piece.label, u, v, cv2.INTER_NEAREST, None, cv2.BORDER_CONSTANT, 0)
@@ -210,8 +215,7 @@ def _degraded(grey: Float, modality: str, rng: np.random.Generator) -> Float:
     if rng.random() < 0.25:
         grey = np.asarray(cv2.GaussianBlur(grey, _SMOOTH, rng.uniform(0.4, 1.3)))
     if rng.random() < (0.6 if modality == "MR" else 0.1):
-        field = rng.standard_normal((3, 3), np.float32)
-        field = cv2.resize(field, (columns, rows), interpolation=cv2.INTER_CUBIC)
+        field = _grown(rng.standard_normal((3, 3), np.float32), columns, rows)
         grey = grey * np.exp(field * np.float32(rng.uniform(0, 0.35)))
     if modality == "MR" and rng.random() < 0.5:
         sigma = np.float32(rng.uniform(0, 0.08))
