@@ -198,12 +198,12 @@ def test_a_table_is_one_file(project):
         (project / name).symlink_to(ROOT / name)
     (project / "config.json").write_text(json.dumps({"run": "x"}))
     done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--configfile",
-         "config.json", "results/x/provenance.json"],
+        [sys.executable, "-m", "snakemake", "results/x/provenance.json", "--cores", "1",
+         "--dry-run", "--configfile", "config.json"],
         capture_output=True, text=True, check=False, cwd=project,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    (job,) = re.findall(r"^job .*?^total", done.stdout + done.stderr, re.M | re.S)
+    job, *_ = re.findall(r"^job .*?^total", done.stdout + done.stderr, re.M | re.S)
     assert re.search(r"^table_forwards +1$", job, re.M)
     caption = (project / ".snakemake/captions/forwards.rst").read_text(encoding="utf-8")
     assert caption == "Forwards of each method, without and with guidance: mean over slices."
