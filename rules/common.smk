@@ -227,6 +227,7 @@ TRAINS = not config["localizer"]["weights"]
 VARIANTS = (
     ["text", "no_text"] if TRAINS and config["localizer"]["ablation"] else ["text"]
 )
+FINDS = config["data"]["slices"]["test"]["policy"] == "found"
 BACKBONE = {key: config["localizer"][key] for key in ("backbone", "pretrained")}
 # told in a job's message through its params: a message is a pattern, in which braces are read
 BACKBONE_NOTE = backbone_note(**BACKBONE)

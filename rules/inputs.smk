@@ -70,6 +70,13 @@ def made_files(wildcards):
     ]
 
 
+def found_slices(wildcards):
+    """What the localizer chose of a batch's scans, as an input file, if it is asked."""
+    if FINDS and wildcards.batch.startswith("test-"):
+        return filled(paths.FOUND, run=wildcards.run, batch=wildcards.batch)
+    return []
+
+
 def slices_mb(wildcards, attempt):
     """Memory of reading a batch's largest scan; a header may not be there yet, or not tell."""
     images = [case.image for case in MEMBERS.get(wildcards.batch, [])]

@@ -167,6 +167,7 @@ rule figures:
 
 # What stands between the data and the tables.
 STUDY_SCRIPTS = [
+    *(["find_slices.py"] if FINDS else []),
     "slices.py",
     "preprocess.py",
     "train_localizer.py",

@@ -14,22 +14,25 @@ with job(snakemake) as log:
     import numpy as np
 
     from xaiclip.device import choose_device, set_threads
-    from xaiclip.errors import ConfigError, left_out, refuse_broken, whole
+    from xaiclip.errors import left_out, refuse_broken, whole
     from xaiclip.files import load_skips
     from xaiclip.localizer.backbone import BackboneSettings
-    from xaiclip.localizer.model import SIZE, load_localizer, predict, predict_slice
+    from xaiclip.localizer.model import (
+        SIZE,
+        check_classes,
+        load_localizer,
+        predict,
+        predict_slice,
+    )
     from xaiclip.localizer.probabilities import save_probabilities
     from xaiclip.preprocess import load_preprocessed
 
     cfg = snakemake.params.cfg
     set_threads(snakemake.threads)
     backbone = BackboneSettings(cfg["backbone"], cfg["pretrained"])
-    localizer = load_localizer(Path(snakemake.input.weights), backbone)
-    if list(localizer.classes) != cfg["classes"]:
-        raise ConfigError(
-            f"{snakemake.input.weights} was trained for {', '.join(localizer.classes)}: "
-            "set 'classes' to these, or train another localizer."
-        )
+    path = Path(snakemake.input.weights)
+    localizer = load_localizer(path, backbone)
+    check_classes(localizer, path, cfg["classes"])
     localizer = localizer.to(choose_device(cfg["device"]))
     maps, seconds, skips = {}, {}, whole(load_skips(snakemake.input.slices))
     for piece in load_preprocessed(snakemake.input.slices):
