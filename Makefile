@@ -11,7 +11,7 @@ SLURM ?= 0
 BIN := $(VENV)/bin
 
 .PHONY: demo quick test check lint types workflow-lint unit report savings sampling verify soak scale compact compact-extras \
-  benchmark docs lock clean
+  benchmark gpu docs lock clean
 
 demo: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES)
@@ -85,6 +85,12 @@ compact-extras: $(VENV)/.run
 # Time explanations against captum, lime, xaitk-saliency, MONAI and RISE's formula (docs/benchmarks.md)
 benchmark: $(VENV)/.dev
 	PYTHONPATH=scripts OMP_NUM_THREADS=$(CORES) $(BIN)/python benchmarks/benchmark.py --threads $(CORES)
+
+# This machine's GPU against its CPU: the same maps, and how fast? results/gpu (docs/gpu.md)
+#   make gpu GPU="--weights medsam=medsam_vit_b.pth"
+GPU ?=
+gpu: $(VENV)/.run
+	PYTHONPATH=scripts $(BIN)/python benchmarks/gpu.py $(GPU)
 
 # Write config/README.md from the schema
 docs: $(VENV)/.run
