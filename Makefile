@@ -10,8 +10,8 @@ VENV ?= .venv
 SLURM ?= 0
 BIN := $(VENV)/bin
 
-.PHONY: demo quick test check lint types workflow-lint unit report savings sampling verify soak scale compact compact-extras \
-  benchmark gpu docs lock clean
+.PHONY: demo quick test check lint types workflow-lint unit report savings sampling verify soak scale compact benchmark gpu \
+  docs lock clean
 
 demo: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES)
@@ -77,10 +77,6 @@ scale: $(VENV)/.run
 # Train the shipped compact models again from nothing (hours on two cores)
 compact: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES) compact
-
-# Ship the demo's localizer and a slice, which `xaiclip explain` and the notebook begin with
-compact-extras: $(VENV)/.run
-	$(BIN)/snakemake --cores $(CORES) compact_extras
 
 # Time explanations against captum, lime, xaitk-saliency, MONAI and RISE's formula (docs/benchmarks.md)
 benchmark: $(VENV)/.dev
