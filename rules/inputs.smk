@@ -99,16 +99,6 @@ def of_case(wildcards, path):
     return filled(path, run=wildcards.run, batch=BATCHES["test"][wildcards.case])
 
 
-def scores_of(method, guidance):
-    """The scores that a figure shows."""
-    return filled(paths.SCORES, method=method, guidance=guidance)
-
-
-def maps_of(method, guidance):
-    """The maps that a figure shows."""
-    return filled(paths.ATTRIBUTIONS, method=method, guidance=guidance)
-
-
 def trained_of(run, variant="text"):
     """The localizer's weights: those that the study trains, or another one's."""
     if TRAINS:

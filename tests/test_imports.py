@@ -40,9 +40,7 @@ NEEDED = {
     "segment": {"torch", "pydicom"},
     "skipped": {"pandas"},
     "slices": {"pydicom"},
-    "table2": {"pandas"},
-    "table3": {"pandas"},
-    "table_segmenter": {"pandas"},
+    "table": {"pandas"},
     "train_localizer": {"torch", "open_clip", "transformers", "pandas"},
 }
 
