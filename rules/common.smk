@@ -20,8 +20,9 @@ from xaiclip.config.methods import methods
 from xaiclip.data.changes import signature
 from xaiclip.data.sheet import Case, read_sheet
 from xaiclip.errors import StorageError
-from xaiclip.files import check_writable
+from xaiclip.files import check_writable, write_text
 from xaiclip.organs import file_stem, organs_of
+from xaiclip.report import catalogue
 from xaiclip.seeds import derived
 
 
@@ -227,6 +228,7 @@ TRAINS = not config["localizer"]["weights"]
 VARIANTS = (
     ["text", "no_text"] if TRAINS and config["localizer"]["ablation"] else ["text"]
 )
+FINDS = config["data"]["slices"]["test"]["policy"] == "found"
 # The file of a trained localizer, where the study trains none.
 TRAINED = (
     str(ROOT / "resources" / "compact" / "localizer.safetensors")
@@ -369,16 +371,44 @@ def plan_settings(wildcards):
     }
 
 
+def is_on(made):
+    """Whether the methods of a table or a figure are on, with the settings that it needs."""
+    return all(
+        name in METHODS and needed.items() <= config["methods"][name].items()
+        for name, needed in made.methods.items()
+    )
+
+
 def configured(source):
-    """Whether the study makes this file: its method and guidance, or its table, are on."""
-    stage, *rest = paths.below(source).split("/")
+    """Whether the study makes what a figure reads: its method and guidance, or its table, are on."""
+    stage, *rest = source.split("/")
     if stage in ("scores", "attributions"):
         return rest[0] in METHODS and rest[1] in GUIDANCES
-    if stage == "localizer":
-        return TRAINS
-    if stage == "tables":
-        return Path(rest[0]).stem in TABLES
-    return stage != "metrics" or bool(METHODS and GUIDANCES)
+    if stage == "table":
+        return rest[0] in TABLES
+    return TRAINS or stage != "training"
+
+
+def read_by(source, chosen):
+    """The files that a table or a figure reads, of some batches; the study's name stays open."""
+    path = paths.source(source)
+    every = {"batch": chosen, "guidance": GUIDANCES, "variant": VARIANTS}
+    values = {name: names for name, names in every.items() if f"{{{name}}}" in path}
+    return expand(path, **values, allow_missing=True)
+
+
+def made_with(table):
+    """The tables of one job: a table, and those that are made beside it."""
+    return [one for one in TABLES.values() if table.name in (one.name, one.beside)]
+
+
+def caption_file(made):
+    """A caption as Snakemake takes it: a file."""
+    file = Path(".snakemake", "captions", f"{made.name}.rst").absolute()
+    if not file.exists() or file.read_text(encoding="utf-8") != made.caption:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, made.caption)
+    return str(file)
 
 
 onstart:

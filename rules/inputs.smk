@@ -69,6 +69,13 @@ def made_files(wildcards):
     ]
 
 
+def found_slices(wildcards):
+    """What the localizer chose of a batch's scans, as an input file, if it is asked."""
+    if FINDS and wildcards.batch.startswith("test-"):
+        return filled(paths.FOUND, run=wildcards.run, batch=wildcards.batch)
+    return []
+
+
 def slices_mb(wildcards, attempt):
     """Memory of reading a batch's largest scan; a header may not be there yet, or not tell."""
     images = [case.image for case in MEMBERS.get(wildcards.batch, [])]
@@ -89,16 +96,6 @@ def case_facts(wildcards):
 def of_case(wildcards, path):
     """A file of the batch that a test case is in."""
     return filled(path, run=wildcards.run, batch=BATCHES["test"][wildcards.case])
-
-
-def scores_of(method, guidance):
-    """The scores that a figure shows."""
-    return filled(paths.SCORES, method=method, guidance=guidance)
-
-
-def maps_of(method, guidance):
-    """The maps that a figure shows."""
-    return filled(paths.ATTRIBUTIONS, method=method, guidance=guidance)
 
 
 def trained_of(run, variant="text"):

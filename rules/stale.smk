@@ -11,7 +11,7 @@ CONFIGURED = {
     "variant": VARIANTS,
     "method": METHODS,
     "guidance": GUIDANCES,
-    "name": METRICS,
+    "name": TABLES,
     "organ": [file_stem(organ) for organ in ORGANS],
     "figure": FIGURES,
 }

@@ -1,4 +1,4 @@
-"""A table that a method brings along."""
+"""Make a table, and those that are made beside it."""
 
 from typing import TYPE_CHECKING
 
@@ -10,22 +10,11 @@ if TYPE_CHECKING:
 with job(snakemake):
     from pathlib import Path
 
-    from xaiclip.report.tables.data import read_rows, write
-    from xaiclip.report.tables.left_out import read_skips
-    from xaiclip.report.tables.shapley_units import COLUMNS, shapley_units
+    from xaiclip.report.catalogue import load
+    from xaiclip.report.tables.data import Study, write
 
-    # from maps, the rows of explanations and the method's settings to a table
-    TABLES = {"shapley_units": (shapley_units, COLUMNS)}
-
-    cfg = snakemake.params.cfg
-    make, columns = TABLES[cfg["table"]]
-    table = make(
-        [Path(path) for path in snakemake.input.attributions],
-        read_rows(snakemake.input.explanations, columns),
-        classes=cfg["classes"],
-        settings=cfg["settings"],
-        skips=read_skips(snakemake.input.skipped, cfg["cases"]),
-        seed=cfg["seed"],
-        **cfg["statistics"],
-    )
-    write(table, snakemake.output.csv, snakemake.output.md)
+    cfg, out = snakemake.params.cfg, snakemake.output
+    files = {name: [Path(path) for path in paths] for name, paths in cfg["files"].items()}
+    study = Study(files, **cfg["study"])
+    for place, csv, md in zip(cfg["places"], out.csv, out.md, strict=True):
+        write(load(place)(study), csv, md)

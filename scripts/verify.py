@@ -15,6 +15,7 @@ from pathlib import Path
 from xaiclip.config.methods import methods
 from xaiclip.files import write_json
 from xaiclip.privacy import PRIVATE
+from xaiclip.report.catalogue import tables
 from xaiclip.workflow import paths
 from xaiclip.workflow.paths import filled
 from xaiclip.workflow.provenance import stage_hash
@@ -24,11 +25,9 @@ ROOT = Path(__file__).parents[1]
 RULES = (
     *("slices", "preprocess", "roi", "attribute", "maps"),
     *("evaluate_localizer", "evaluate_segmenter", "metrics", "skipped"),
-    *("table2", "table_segmenter", "table3", "table_savings", "table_shapley_units"),
 )
-TABLES = ("table2", "segmenter", "table3")
-#: Those that not every run has.
-FURTHER = ("savings", "shapley_units")
+#: Every table with its rule; the savings are made on demand.
+TABLES = {"savings": "table_savings", **{name: one.rule for name, one in tables().items()}}
 
 
 def same_code(provenance):
@@ -52,17 +51,15 @@ def remade(folder, again, config):
             _link(source, again / name)
     overlay = again / PRIVATE / "config.json"
     write_json(overlay, {**config, "run": again.name}, private=True)
-    further = (
+    there = [
         name
-        for name in FURTHER
+        for name in TABLES
         if (folder / filled(paths.below(paths.TABLE), name=name, kind="csv")).exists()
-    )
-    targets = [
-        filled(paths.TABLE, run=again.name, name=name, kind="csv") for name in (*TABLES, *further)
     ]
+    targets = [filled(paths.TABLE, run=again.name, name=name, kind="csv") for name in there]
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(ROOT / "Snakefile")]
     command += ["--configfile", str(overlay), "--cores", str(os.cpu_count()), "--nolock"]
-    command += ["--rerun-triggers", "mtime", "--allowed-rules", *RULES]
+    command += ["--rerun-triggers", "mtime", "--allowed-rules", *RULES, *TABLES.values()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         found = re.findall(r"^.*(?:Error|Exception|ERROR).*$", done.stdout + done.stderr, re.M)

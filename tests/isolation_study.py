@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from in_process import Named, run_script
+from xaiclip.report import catalogue
 
 CLASSES = ["background", "spleen", "liver"]
 ORGANS = CLASSES[1:]
@@ -220,34 +221,30 @@ class Study:
         self.script("skipped", files, output)
 
     def tables(self):
-        cfg = {
-            "classes": CLASSES,
-            "statistics": {"resamples": 50, "confidence": 0.9},
-            "seed": 1,
+        study = {
             "cases": list(CASES),
+            "classes": CLASSES,
+            "methods": {},
+            "seed": 1,
+            "statistics": {"resamples": 50, "confidence": 0.9},
         }
-        skipped = self.at("skipped.tsv")
-        for name, script, more in (
-            (
-                "localizer",
-                "table2",
-                {"pooled": [self.at("metrics/parts/localizer/text_{batch}.npz")]},
-            ),
-            ("segmenter", "table_segmenter", {}),
-            ("explanations", "table3", {}),
-        ):
-            files = Named(**{name: self.at(f"metrics/{name}.parquet")}, skipped=skipped, **more)
-            if script == "table3":
-                variants = {
-                    "variants_csv": self.at("tables/table3_variants.csv"),
-                    "variants_md": self.at("tables/table3_variants.md"),
+        files = {
+            "skipped": [self.at("skipped.tsv")],
+            "localizer_pooled": [self.at("metrics/parts/localizer/text_{batch}.npz")],
+        }
+        for name in ("localizer", "segmenter", "explanations"):
+            files[f"metrics/{name}"] = [self.at(f"metrics/{name}.parquet")]
+        for name, one in catalogue.tables().items():
+            if not one.methods:
+                cfg = {
+                    "places": [one.place],
+                    "files": {source: files[source] for source in one.reads},
+                    "study": study,
                 }
-            else:
-                variants = {}
-            output = Named(
-                csv=self.at(f"tables/{script}.csv"), md=self.at(f"tables/{script}.md"), **variants
-            )
-            self.script(script, files, output, cfg)
+                output = Named(
+                    csv=[self.at(f"tables/{name}.csv")], md=[self.at(f"tables/{name}.md")]
+                )
+                self.script("table", Named(), output, cfg)
 
     def figures(self):
         sources = {

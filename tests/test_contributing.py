@@ -65,8 +65,12 @@ HASHES = """
 import json
 from xaiclip.workflow.provenance import code_hash
 
-scripts = ("segment.py", "score.py", "attribute.py", "table3.py")
-print(json.dumps({script: code_hash(script) for script in scripts}))
+from xaiclip.report.catalogue import tables
+
+scripts = ("segment.py", "score.py", "attribute.py")
+hashes = {script: code_hash(script) for script in scripts}
+print(json.dumps(hashes | {name: code_hash("table.py", [one.place])
+                           for name, one in tables().items()}))
 """
 SLICE = """
 import json
@@ -143,8 +147,7 @@ def test_a_new_metric_reruns_maps_and_tables_and_no_forward(project):
     add(project, "A map metric")
     after = run(project, HASHES)
     assert {script for script in after if after[script] != before[script]} == {
-        "attribute.py",
-        "table3.py",
+        *("attribute.py", "table3", "table3_variants", "shapley_units"),
     }
 
 
@@ -181,6 +184,56 @@ print(json.dumps({
     assert "mass in the prediction ↑" in found["table"]
     assert "- *Mass in the prediction* is the share" in found["table"]
     assert "mass_pred" in found["measures"]
+
+
+def test_a_table_is_one_file(project):
+    before = run(project, HASHES)
+    assert add(project, "A table") == ["scripts/xaiclip/report/tables/forwards.py"]
+    after = run(project, HASHES)
+    assert after.pop("forwards")
+    assert after == before
+    shutil.copytree(ROOT / "rules", project / "rules")
+    shutil.copy(ROOT / "Snakefile", project)
+    for name in ("envs", "docs", "resources"):
+        (project / name).symlink_to(ROOT / name)
+    (project / "config.json").write_text(json.dumps({"run": "x"}))
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "results/x/provenance.json", "--cores", "1",
+         "--dry-run", "--configfile", "config.json"],
+        capture_output=True, text=True, check=False, cwd=project,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    job, *_ = re.findall(r"^job .*?^total", done.stdout + done.stderr, re.M | re.S)
+    assert re.search(r"^table_forwards +1$", job, re.M)
+    caption = (project / ".snakemake/captions/forwards.rst").read_text(encoding="utf-8")
+    assert caption == "Forwards of each method, without and with guidance: mean over slices."
+    found = run(
+        project,
+        """
+import json
+from pathlib import Path
+from in_process import Named, run_script
+import in_process
+in_process.SCRIPTS = Path("scripts").absolute()
+from xaiclip.metrics.schema import EXPLANATIONS, write_table
+from xaiclip.report.catalogue import tables
+
+rows = [
+    {"case": case, "slice": 1, "organ": organ, "method": "lime", "guidance": guidance,
+     "n_forwards": count}
+    for case, guidance, count in (("a", "full", 7), ("b", "full", 10), ("a", "roi", 3))
+    for organ in ("spleen", "liver")
+]
+write_table("rows.parquet", rows, EXPLANATIONS)
+study = {"cases": ["a"], "classes": [], "methods": {}, "seed": 1, "statistics": {}}
+cfg = {"places": [tables()["forwards"].place], "study": study,
+       "files": {"metrics/explanations": ["rows.parquet"]}}
+run_script("table.py", Named(), Named(csv=["t.csv"], md=["t.md"]), Path("log"), cfg)
+print(json.dumps({"csv": Path("t.csv").read_text(), "md": Path("t.md").read_text()}))
+""",
+    )
+    assert found["csv"].split() == ["method,guidance,n_forwards", "lime,full,8.5", "lime,roi,3"]
+    assert "| lime | full | 8.5 |" in re.sub(" +", " ", found["md"])
 
 
 def test_a_probe_is_a_plan(project):
@@ -228,4 +281,5 @@ def test_the_rooms_exist():
 )
 def test_named_files_exist(name):
     shown = {"scripts/xaiclip/explain/strips.py", "scripts/xaiclip/metrics/maps/mass.py"}
+    shown |= {"scripts/xaiclip/report/tables/forwards.py"}
     assert name in shown or (ROOT / name).exists() or (ROOT / "scripts/xaiclip" / name).exists()

@@ -26,6 +26,7 @@ NEEDED = {
     "cost": {"torch", "torch._dynamo", "ptflops", "open_clip", "transformers"},
     "evaluate_localizer": set(),
     "evaluate_segmenter": {"pydicom"},
+    "find_slices": {"torch", "open_clip", "transformers", "pydicom"},
     "figures": {"matplotlib", "pandas", "skimage", "pydicom"},
     "localize": {"torch", "open_clip", "transformers"},
     "maps": {"pydicom"},
@@ -39,9 +40,7 @@ NEEDED = {
     "segment": {"torch", "pydicom"},
     "skipped": {"pandas"},
     "slices": {"pydicom"},
-    "table2": {"pandas"},
-    "table3": {"pandas"},
-    "table_segmenter": {"pandas"},
+    "table": {"pandas"},
     "train_localizer": {"torch", "open_clip", "transformers", "pandas"},
 }
 

@@ -20,7 +20,7 @@ from xaiclip.errors import Skip
 from xaiclip.explain.attribution import Attribution, save_attributions
 from xaiclip.metrics.schema import EXPLANATIONS, write_table
 from xaiclip.organs import OUTSIDE, REST
-from xaiclip.report import colours, style
+from xaiclip.report import catalogue, colours, style
 from xaiclip.report.figures import DATA, FIGURES, draw
 from xaiclip.report.sources import Settings
 from xaiclip.report.tables.data import write
@@ -283,15 +283,18 @@ def test_the_script_makes_the_librarys_table(made, tmp_path):
     (tmp_path / "skipped.tsv").write_text(
         "case\tslice\torgan\tstage\treason\numa\t\t\tslices\tuma.nii.gz: is truncated\n"
     )
-    files = Named(
-        *paths, attributions=paths, explanations=tmp_path / "rows.parquet",
-        skipped=tmp_path / "skipped.tsv",
-    )  # fmt: skip
-    output = Named(csv=tmp_path / "t.csv", md=tmp_path / "t.md")
+    files = {
+        "attributions/shapley": [str(path) for path in paths],
+        "metrics/explanations": [str(tmp_path / "rows.parquet")],
+        "skipped": [str(tmp_path / "skipped.tsv")],
+    }
+    output = Named(csv=[tmp_path / "t.csv"], md=[tmp_path / "t.md"])
     statistics = {"resamples": FEW["resamples"], "confidence": FEW["confidence"]}
-    cfg = {"table": "shapley_units", "settings": SETTINGS, "classes": CLASSES, "cases": ["uma"],
-           "seed": FEW["seed"], "statistics": statistics}  # fmt: skip
-    run_script("table.py", files, output, tmp_path / "log", cfg)
+    study = {"methods": {"shapley": SETTINGS}, "classes": CLASSES, "cases": ["uma"],
+             "seed": FEW["seed"], "statistics": statistics}  # fmt: skip
+    place = catalogue.tables()["shapley_units"].place
+    cfg = {"places": [place], "files": files, "study": study}
+    run_script("table.py", Named(), output, tmp_path / "log", cfg)
     for kind in ("csv", "md"):
         expected = (made[1] / f"tables/shapley_units.{kind}").read_text(encoding="utf-8")
         assert (tmp_path / f"t.{kind}").read_text(encoding="utf-8") == expected

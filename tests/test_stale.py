@@ -24,6 +24,9 @@ WANTED = [
     "maps/test_ct_000/variants/.snakemake_timestamp",
     "maps/.skips/test_ct_000.json",
     "figures/figure02_preprocessing.png",
+    "tables/table3_variants.md",
+    "tables/savings.csv",  # made on demand
+    "tables/notes of mine.csv",
     "provenance.json",
     "notes of mine.txt",
     "maps/my own/map.nii.gz",
@@ -45,6 +48,8 @@ STALE = [
     "maps/test_ct_007/variants/.snakemake_timestamp",
     "maps/.skips/test_ct_007.json",
     "figures/figure04_rise.png",
+    "tables/shapley_units.csv",
+    "tables/shapley_units.md",
     "scores/lime/roi/.tmp-a1b2c3-test-0.npz",  # what a killed job was writing
 ]
 
@@ -96,6 +101,7 @@ CONFIGURED = {
     "variant": ["text"],
     "organ": ["left_kidney"],
     "figure": ["figure01"],
+    "name": ["table2"],
 }
 
 
@@ -135,6 +141,8 @@ CONFIGURED = {
             "maps/ct_1/left_kidney_grad_cam_nowhere.nii.gz",
         ),
         ("figures/{figure}.png", "figures/figure01.png", "figures/figure09.png", "figures/a.svg"),
+        ("tables/{name}.{kind}", "tables/table2.md", "tables/table3.csv", "tables/savings.csv"),
+        ("tables/{name}.{kind}", "tables/table2.csv", "tables/table3.md", "tables/table3.png"),
         ("metrics/all.parquet", "metrics/all.parquet", None, "metrics/allxparquet"),
         ("a+b/{case}.txt", "a+b/ct_1.txt", "a+b/ct_9.txt", "aab/ct_9.txt"),
     ],

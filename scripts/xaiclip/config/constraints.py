@@ -69,8 +69,10 @@ def _unread(config: Config) -> Iterator[tuple[str, str]]:
         why = f"'{where}.policy' is '{chosen['policy']}'"
         if chosen["policy"] != "index":
             yield f"{where}.index", why
-        if chosen["policy"] != "all" and chosen["every"] != 1:
+        if chosen["policy"] not in ("all", "found") and chosen["every"] != 1:
             yield f"{where}.every", why
+        if chosen["policy"] != "found":
+            yield f"{where}.count", why
     if segmenter["factory"]:
         for key in ("model", "attention"):
             yield f"segmenter.{key}", "'segmenter.factory' makes the segmenter"
@@ -142,6 +144,11 @@ def _check_paths(config: Config) -> None:
 def _check_data(data: Config) -> None:
     if data["source"] == "sheet" and not data["sheet"]:
         raise ConfigError("config key 'data.sheet' is empty; source 'sheet' needs a sample sheet.")
+    if data["slices"]["train"]["policy"] == "found":
+        raise ConfigError(
+            "config key 'data.slices.train.policy' is 'found', but these slices train the "
+            "localizer that would find: take 'all' or 'middle_labelled'."
+        )
     if data["percentiles"]["low"] >= data["percentiles"]["high"]:
         raise ConfigError("config key 'data.percentiles.low' must be below its 'high'.")
     for split in ("train", "test"):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from xaiclip import plugins
+from xaiclip.config.literals import arguments
 from xaiclip.errors import ConfigError
 from xaiclip.explain import PACKAGE
 from xaiclip.explain.settings import MAP, PLAN
@@ -211,8 +212,7 @@ class _Classes:
                 "properties": below,
             }
         try:
-            given = dict(zip(_ARGUMENTS, map(ast.literal_eval, call.args), strict=False))
-            given |= {one.arg: ast.literal_eval(one.value) for one in call.keywords if one.arg}
+            given = arguments(call, _ARGUMENTS)
         except ValueError:
             raise self._wrong(where, "has arguments that are computed", "write literals") from None
         limits = {_LIMITS[key]: number for key, number in given.items() if key in _LIMITS}

@@ -161,16 +161,22 @@ SHIFTS = tuple(product((0.0, 0.5), repeat=2))
 
 
 @torch.inference_mode()
-def predict(localizer: Localizer, images: NDArray, batch_size: int = 16) -> NDArray:
+def predict(
+    localizer: Localizer,
+    images: NDArray,
+    batch_size: int = 16,
+    shifts: Sequence[tuple[float, float]] = SHIFTS,
+) -> NDArray:
     """Probability maps of preprocessed slices.
 
-    The mean over `SHIFTS`, one forward each: a patch's borders lie elsewhere on the organ each
+    The mean over ``shifts``, one forward each: a patch's borders lie elsewhere on the organ each
     time, so the mean is finer than the grid.
 
     Args:
         localizer: trained.
         images: uint8 (B, 224, 224) on the letterbox grid.
         batch_size: slices at a time; halved when memory runs out.
+        shifts: of `SHIFTS`, the first of which moves nothing.
 
     Returns:
         float32 (B, classes, 224, 224); the classes sum to 1 in each pixel.
@@ -185,7 +191,7 @@ def predict(localizer: Localizer, images: NDArray, batch_size: int = 16) -> NDAr
     pixels = torch.from_numpy(images)
     total = torch.zeros(len(images), len(localizer.classes), SIZE, SIZE)
     times = torch.zeros(SIZE, SIZE)
-    for shift in SHIFTS:
+    for shift in shifts:
         down, right = (int(part * SIZE / localizer.backbone.grid) for part in shift)
         moved = F.pad(pixels, (right, 0, down, 0))[:, :SIZE, :SIZE]
         found = torch.cat(in_batches(maps, moved, batch_size))
@@ -267,6 +273,19 @@ def load_localizer(path: Path, backbone: BackboneSettings | Backbone | None = No
     check_values(tensors, path)
     localizer.load_state_dict(tensors, strict=False)
     return localizer.eval()
+
+
+def check_classes(localizer: Localizer, path: Path, classes: Sequence[str]) -> None:
+    """Refuse a localizer that was trained for other classes than the study's.
+
+    Raises:
+        ConfigError: one sentence.
+    """
+    if list(localizer.classes) != list(classes):
+        raise ConfigError(
+            f"{path} was trained for {', '.join(localizer.classes)}: "
+            "set 'classes' to these, or train another localizer."
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from xaiclip.errors import CaseError
 from xaiclip.report import colours, style
+from xaiclip.report.catalogue import makes_figure
+from xaiclip.report.drawing import draw
 from xaiclip.report.sources import Settings, Sources
 from xaiclip.report.words import plain
 
@@ -42,6 +44,11 @@ class Training:
     panels: Sequence[tuple[str, str, tuple[float, float | None], Sequence[Curve]]]
 
 
+@makes_figure(
+    "training_curves",
+    ["training"],
+    "Loss and validation Dice while the localizer trained, with and without the text.",
+)
 def training_curves(sources: Sources, settings: Settings) -> Training:
     """Loss and validation Dice by epoch, with and without the text."""
     histories = {
@@ -80,6 +87,7 @@ def training_curves(sources: Sources, settings: Settings) -> Training:
     )
 
 
+@draw.register
 def draw_training(data: Training) -> Figure:
     """Draw the three panels side by side."""
     figure = style.new_figure("Training of the localizer", 3.9)

@@ -12,6 +12,7 @@ from xaiclip.organs import BACKGROUND
 from xaiclip.preprocess import load_preprocessed
 from xaiclip.report import colours, panels, style
 from xaiclip.report import sources as files
+from xaiclip.report.catalogue import makes_figure
 from xaiclip.report.picture import (
     Boxes,
     ColourBar,
@@ -30,6 +31,12 @@ from xaiclip.report.sources import Settings, Sources
 _SHARE = Normalize(0, 1)
 
 
+@makes_figure(
+    "figure02_preprocessing",
+    ["slices", "preprocessed"],
+    "Slices as the CT window or the MR percentiles give them (top) and after equations 1 "
+    "to 8 (bottom). The paper's figure 2.",
+)
 def preprocessing(sources: Sources, settings: Settings) -> Picture:
     """Up to three cases: slices before (top) and after (bottom) equations 1 to 8."""
     items = _one_per_case(sources, settings, 3)
@@ -42,6 +49,12 @@ def preprocessing(sources: Sources, settings: Settings) -> Picture:
     return Picture("Preprocessing for the localizer", [*before, *after], len(items), [bar])
 
 
+@makes_figure(
+    "figure05_occlusion",
+    ["slices", "segmentation", "attributions/occlusion/full"],
+    "Occlusion over the whole image: slice, segmentation, and drop of the score where the "
+    "window lay. The paper's figure 5.",
+)
 def occlusion(sources: Sources, settings: Settings) -> Picture:
     """Slice, segmentation, and the drop of the score where the window lay."""
     subject, maps = panels.subject_and_maps(sources, settings, "occlusion/full")
@@ -60,6 +73,19 @@ def occlusion(sources: Sources, settings: Settings) -> Picture:
     )
 
 
+@makes_figure(
+    "figure06_selective_occlusion",
+    [
+        "slices",
+        "roi",
+        "scores/occlusion/full",
+        "scores/occlusion/roi",
+        "attributions/occlusion/full",
+        "attributions/occlusion/roi",
+    ],
+    "The same windows over the whole image (left) and those that meet the ROI (right). "
+    "The paper's figure 6.",
+)
 def selective_occlusion(sources: Sources, settings: Settings) -> Picture:
     """Windows (top) and maps (bottom), over the whole slice and where they meet the ROI."""
     subject = files.choose_subject(sources, settings)
@@ -89,6 +115,19 @@ def selective_occlusion(sources: Sources, settings: Settings) -> Picture:
     )
 
 
+@makes_figure(
+    "figure07_occlusion_overview",
+    [
+        "slices",
+        "localization/text",
+        "roi",
+        "segmentation",
+        "scores/occlusion/roi",
+        "attributions/occlusion/roi",
+    ],
+    "From the localizer's map to the ROI, to the windows that meet it, to the map. The "
+    "paper's figure 7.",
+)
 def occlusion_overview(sources: Sources, settings: Settings) -> Picture:
     """The way of guided occlusion: localizer, ROI, segmentation, windows, map."""
     subject, maps = panels.subject_and_maps(sources, settings, "occlusion/roi")
@@ -121,6 +160,11 @@ def occlusion_overview(sources: Sources, settings: Settings) -> Picture:
     )
 
 
+@makes_figure(
+    "figure09_localization",
+    ["slices", "localization/text"],
+    "Reference, the localizer's map, and both over the slice. The paper's figure 9.",
+)
 def localization(sources: Sources, settings: Settings) -> Picture:
     """Up to three cases: reference, the localizer's map, and both over the slice."""
     items = _one_per_case(sources, settings, 3)
@@ -165,6 +209,11 @@ def localization(sources: Sources, settings: Settings) -> Picture:
     )
 
 
+@makes_figure(
+    "figure10_occlusion_maps",
+    ["slices", "segmentation", "attributions/occlusion/full", "attributions/occlusion/roi"],
+    "Occlusion maps of every organ, without and with guidance. The paper's figure 10.",
+)
 def occlusion_maps(sources: Sources, settings: Settings) -> Picture:
     """Every organ's occlusion map, without (top) and with (bottom) guidance."""
     prefix = "attributions/occlusion/"

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from xaiclip.errors import CaseError
 from xaiclip.metrics.statistics import Estimate, bootstrap_mean, case_means
 from xaiclip.report import colours, style
+from xaiclip.report.catalogue import makes_figure
+from xaiclip.report.drawing import draw
 from xaiclip.report.sources import Settings, Sources
 from xaiclip.report.words import plain
 
@@ -81,6 +83,14 @@ class Comparison:
     panels: Sequence[BarPanel]
 
 
+@makes_figure(
+    "figure08_comparison",
+    ["metrics/explanations"],
+    "Fidelity (Dice and IoU), operations and forwards of each method, without and with "
+    "guidance; bars are means over cases with 95% bootstrap intervals. The paper's figure "
+    "8, whose runtimes are left out: jobs of a study share a machine, so their seconds "
+    "compare nothing.",
+)
 def comparison(sources: Sources, settings: Settings) -> Comparison:
     """Dice, IoU, operations and forwards of each method: means over cases, intervals, cases."""
     rows = _explained(sources, [column for column, _ in _BARS])
@@ -111,6 +121,7 @@ def _bar_panel(
     return BarPanel(label, bars, floor, share)
 
 
+@draw.register
 def draw_comparison(data: Comparison) -> Figure:
     """Draw the four panels."""
     figure = style.new_figure("Explanations without and with guidance", 5.2)
@@ -214,6 +225,13 @@ class Distributions:
     panels: Sequence[DistributionPanel]
 
 
+@makes_figure(
+    "figure11_lime_distributions",
+    ["metrics/explanations"],
+    "Distribution over cases and organs of LIME's localization Dice and IoU, without and "
+    "with guidance. The paper's figure 11.",
+    methods={"lime": {}},
+)
 def lime_distributions(sources: Sources, settings: Settings) -> Distributions:
     """Localization Dice and IoU of LIME over cases and organs, without and with guidance."""
     names = [f"localization_{one}_{target}" for one, _ in _DISTRIBUTIONS for target in _TARGETS]
@@ -253,6 +271,7 @@ def _groups(rows: pd.DataFrame, measure: str, target: str) -> list[Group]:
     return groups
 
 
+@draw.register
 def draw_distributions(data: Distributions) -> Figure:
     """Draw both panels: boxes, points, and thin lines between those of one organ of one slice."""
     figure = style.new_figure("LIME: localization over cases and organs", 3.6)

@@ -14,6 +14,7 @@ from xaiclip.errors import CaseError
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.report import colours, panels, style
 from xaiclip.report import sources as files
+from xaiclip.report.catalogue import makes_figure
 from xaiclip.report.picture import ColourBar, Entry, Heat, Layer, Note, Outline, Panel, Picture
 from xaiclip.report.picture import Segments as Edges
 from xaiclip.report.sources import Settings, Sources
@@ -22,6 +23,12 @@ _ESTIMATORS = {"paper": "published", "covariance": "covariance"}
 _ALGORITHMS = {"felzenszwalb": "Felzenszwalb", "slic": "SLIC", "quickshift": "QuickShift"}
 
 
+@makes_figure(
+    "figure03_lime_superpixels",
+    ["slices", "scores/lime/full", "attributions/lime/full"],
+    "LIME with three superpixel algorithms: the superpixels (top) and the weight of each "
+    "(bottom). The paper's figure 3.",
+)
 def lime_superpixels(sources: Sources, settings: Settings) -> Picture:
     """Each superpixel algorithm (top) and the weights that LIME gives to its superpixels."""
     subject, maps = panels.subject_and_maps(sources, settings, "lime/full")
@@ -46,6 +53,12 @@ def lime_superpixels(sources: Sources, settings: Settings) -> Picture:
     )
 
 
+@makes_figure(
+    "figure04_rise",
+    ["slices", "segmentation", "attributions/rise/roi"],
+    "RISE inside the ROI: the segmentation that is explained (left) and the covariance of "
+    "its score with the mask (right). The paper's figure 4.",
+)
 def rise(sources: Sources, settings: Settings) -> Picture:
     """The segmentation (left) and RISE's map inside the ROI (right)."""
     subject, maps = panels.subject_and_maps(sources, settings, "rise/roi")
@@ -60,6 +73,19 @@ def rise(sources: Sources, settings: Settings) -> Picture:
     )
 
 
+@makes_figure(
+    "figure12_lime_stages",
+    [
+        "slices",
+        "roi",
+        "segmentation",
+        "scores/lime/full",
+        "scores/lime/roi",
+        "attributions/lime/full",
+        "attributions/lime/roi",
+    ],
+    "LIME step by step. The paper's figure 12.",
+)
 def lime_stages(sources: Sources, settings: Settings) -> Picture:
     """LIME step by step, from the slice to the maps without and with guidance."""
     subject, full = panels.subject_and_maps(sources, settings, "lime/full")
@@ -103,6 +129,19 @@ def lime_stages(sources: Sources, settings: Settings) -> Picture:
     )
 
 
+@makes_figure(
+    "figure13_rise_stages",
+    [
+        "slices",
+        "roi",
+        "segmentation",
+        "scores/rise/roi",
+        "attributions/rise/full",
+        "attributions/rise/roi",
+    ],
+    "RISE step by step, with the estimator that the paper used and why it looks inverted. "
+    "The paper's figure 13.",
+)
 def rise_stages(sources: Sources, settings: Settings) -> Picture:
     """RISE step by step; its published estimator beside the covariance, with both guidances."""
     subject = files.choose_subject(sources, settings)

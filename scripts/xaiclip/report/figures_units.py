@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from xaiclip.errors import CaseError
 from xaiclip.report import colours, style
+from xaiclip.report.catalogue import makes_figure
+from xaiclip.report.drawing import draw
 from xaiclip.report.panels import VALUES
 from xaiclip.report.sources import Settings, Sources
 from xaiclip.report.tables.layout import number
@@ -52,6 +54,14 @@ class Matrices:
     matrices: Sequence[Matrix]
 
 
+@makes_figure(
+    "shapley_matrix",
+    ["table/shapley_units/csv"],
+    "Which organ each organ's mask hangs on. A row is the organ whose mask is explained, "
+    "a column a unit of the image; a number is what the unit adds to the score on average "
+    "over all orders of showing the units (its Shapley value), mean over cases. Positive: "
+    "the unit supports the mask. Framed: the organ itself.",
+)
 def shapley_matrix(sources: Sources, settings: Settings) -> Matrices:
     """Shapley values of the units for each organ's primary score, means over cases."""
     rows = pd.read_csv(sources["tables"])
@@ -76,6 +86,7 @@ def shapley_matrix(sources: Sources, settings: Settings) -> Matrices:
     return Matrices(organs, units, score, matrices)
 
 
+@draw.register
 def draw_matrices(data: Matrices) -> Figure:
     """Draw a heat map with numbers for each guidance; colours are shared and centred at 0."""
     heat = np.concatenate([np.zeros(1), *(one.values.ravel() for one in data.matrices)])

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from xaiclip.data.record import Slice
-from xaiclip.report import style
+from xaiclip.report import drawing, style
 
 Mask = NDArray[np.bool_]
 
@@ -148,6 +148,7 @@ class Picture:
     extra: float = field(default=0.0)
 
 
+@drawing.draw.register
 def draw(picture: Picture) -> Figure:
     """Draw the panels, their colour bars and the legend."""
     rows = len(picture.panels) // picture.columns

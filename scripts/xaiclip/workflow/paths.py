@@ -26,6 +26,7 @@ FILES = f"{FOLDER}/{PRIVATE}/{{batch}}.json"
 CHECKSUMS = f"{FOLDER}/slices/{{batch}}.json"
 
 # From slices to masks.
+FOUND = f"{FOLDER}/found/{{batch}}.json"
 SLICES = f"{FOLDER}/slices/{{batch}}.npz"
 PREPROCESSED = f"{FOLDER}/preprocessed/{{batch}}.npz"
 LOCALIZER = f"{FOLDER}/localizer/{{variant}}/localizer.safetensors"
@@ -57,8 +58,6 @@ METRICS = f"{FOLDER}/metrics/{{name}}.parquet"
 SKIPPED = f"{FOLDER}/skipped.tsv"
 WARNINGS = f"{FOLDER}/warnings.tsv"
 TABLE = f"{FOLDER}/tables/{{name}}.{{kind}}"
-#: Of a method that has one: what each of its units is worth.
-UNITS = f"{FOLDER}/tables/{{method}}_units.{{kind}}"
 FIGURE = f"{FOLDER}/figures/{{figure}}.png"
 PROVENANCE = f"{FOLDER}/provenance.json"
 OWN = f"{FOLDER}/{PRIVATE}/{STUDY}"
@@ -68,11 +67,10 @@ _STAMP = ".snakemake_timestamp"
 #: What hangs on names that a configuration may drop: `stale_files` looks for it.
 DROPPED = (
     *(PHANTOM, PHANTOM_LABEL, f"{PHANTOMS}/{_STAMP}", IMAGE, LABEL, PROBLEM),
-    *(SLICES, CHECKSUMS, FILES),
+    *(FOUND, SLICES, CHECKSUMS, FILES),
     *(PREPROCESSED, LOCALIZER, TRAINING, LOCALIZATION, ROI, SEGMENTATION),
     *(SCORES, SCORES_TABLE, ATTRIBUTIONS, MAP_SKIPS, MAP, VARIANT, f"{VARIANTS}/{_STAMP}"),
-    *(LOCALIZER_ROWS, LOCALIZER_POOLED, SEGMENTER_ROWS, EXPLANATIONS_ROWS, FIGURE),
-    *(UNITS.format(run="{run}", method="{method}", kind=kind) for kind in ("csv", "md")),
+    *(LOCALIZER_ROWS, LOCALIZER_POOLED, SEGMENTER_ROWS, EXPLANATIONS_ROWS, TABLE, FIGURE),
 )
 
 
@@ -87,6 +85,24 @@ def filled(path: str, **values: str) -> str:
             raise KeyError(f"'{path}' has no wildcard '{name}'")
         path = path.replace(f"{{{name}}}", value)
     return path
+
+
+def source(text: str) -> str:
+    """A path as tables and figures name it: ``"scores/lime/full"`` is `SCORES` of a method and a
+    guidance. Wildcards for which there is no value stay.
+
+    Raises:
+        KeyError: there is no such path, or it has fewer wildcards.
+    """
+    name, *values = text.split("/")
+    known = dict(named())
+    if name.upper() not in known:
+        raise KeyError(f"no path is called '{name}'")
+    path = known[name.upper()]
+    wildcards = [one for one in re.findall(r"\{(\w+)\}", path) if one != "run"]
+    if len(values) > len(wildcards):
+        raise KeyError(f"'{path}' has fewer wildcards than '{text}' fills")
+    return filled(path, **dict(zip(wildcards, values, strict=False)))
 
 
 def below(path: str) -> str:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from xaiclip.config.methods import Source
+from xaiclip.report.catalogue import tables
 from xaiclip.workflow.units import Binding, Chain, Unit, units_of
 
 SCRIPTS = Path(__file__).parents[2]
@@ -61,10 +62,12 @@ def stage_hash(script: str, methods: Mapping[str, Source]) -> str:
 
     Args:
         script: one of `STAGES`, or any other, which runs none.
-        methods: those that it runs, by name.
+        methods: those that it runs, by name. ``table.py`` makes every table.
     """
     parts = STAGES.get(script, ())
     also = [f"{one.module}:{part}" for one in methods.values() for part in parts]
+    if script == "table.py":
+        also += [one.place for one in tables().values()]
     tops = {one.module.partition(".")[0]: one.folder for one in methods.values()}
     return code_hash(script, also, brought={k: v for k, v in tops.items() if v != SCRIPTS})
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from xaiclip.files import TEMPORARY
+from xaiclip.report.catalogue import tables
 
 #: What a wildcard may stand for, where not any part of a path.
 _FORMS = {
@@ -16,6 +17,7 @@ _FORMS = {
     "variant": "text|no_text",
     "rest": r"(?!(?:body|reference)[._]).+",  # of a guidance, not what follows it
     "batch": r"(?:train|test)-[^/]+",
+    "kind": "csv|md",
 }
 _MANY = frozenset({"case", "batch"})
 
@@ -36,7 +38,9 @@ def stale_files(
         Their paths, sorted, and what killed jobs were writing. A file that is like no pattern is
         somebody else's and is not listed.
     """
-    patterns = [(_pattern(text), _pattern(text, configured)) for text in written]
+    # what else lies beside the tables is somebody's own
+    forms = {**_FORMS, "name": "|".join(map(re.escape, tables()))}
+    patterns = [(_pattern(text, forms), _pattern(text, forms, configured)) for text in written]
     found = []
     for path in sorted(Path(folder).rglob("*")):
         if not path.is_file():
@@ -62,7 +66,9 @@ def remove_files(files: Iterable[str | os.PathLike[str]]) -> None:
             folder.rmdir()
 
 
-def _pattern(text: str, configured: Mapping[str, Sequence[str]] = {}) -> re.Pattern[str]:
+def _pattern(
+    text: str, forms: Mapping[str, str], configured: Mapping[str, Sequence[str]] = {}
+) -> re.Pattern[str]:
     """Names like ``text``; of wildcards with ``configured`` values, only names with one of those.
 
     A name alone does not tell where an organ ends and a method begins: ``liver_two_words_roi``.
@@ -72,7 +78,7 @@ def _pattern(text: str, configured: Mapping[str, Sequence[str]] = {}) -> re.Patt
     pieces = [re.escape(part) for part in parts]
     for position in range(1, len(parts), 2):
         name = parts[position]
-        form = _FORMS.get(name, r"[^/]+")
+        form = forms.get(name, r"[^/]+")
         if name in configured and name not in _MANY:
             form = "|".join(map(re.escape, configured[name])) or "(?!)"
         pieces[position] = f"(?P<{name}>{form})"

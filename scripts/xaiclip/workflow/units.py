@@ -18,6 +18,7 @@ _PLAIN_DECORATORS = frozenset(
         *("dataclass", "cache", "lru_cache", "cached_property", "property", "setter", "override"),
         *("staticmethod", "classmethod", "wraps", "abstractmethod", "contextmanager", "overload"),
         *("final", "total_ordering", "runtime_checkable", "inference_mode", "no_grad"),
+        *("makes_table", "makes_figure"),
     }
 )
 #: Calls of other packages that do nothing but make their value.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,6 +17,7 @@ from xaiclip.metrics.measure import Measure
 from xaiclip.metrics.statistics import Comparison, Estimate
 from xaiclip.organs import SIX_CLASSES
 from xaiclip.report import paper
+from xaiclip.report.tables.left_out import read_skips
 
 NAN = float("nan")
 
@@ -26,6 +28,36 @@ class Table:
 
     frame: pd.DataFrame
     markdown: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a table is made from.
+
+    Attributes:
+        files: by what its statement reads, ``"metrics/segmenter"``.
+        cases: those that the tables are about.
+        classes: background first.
+        methods: the settings of the methods that its statement names.
+        seed: of the bootstrap.
+        statistics: of the bootstrap, too: ``resamples`` and ``confidence``.
+    """
+
+    files: Mapping[str, Sequence[Path]]
+    cases: Sequence[str]
+    classes: Sequence[str]
+    methods: Mapping[str, Mapping[str, Any]]
+    seed: int
+    statistics: Mapping[str, Any]
+
+    def rows(self, name: str, columns: Sequence[str]) -> pd.DataFrame:
+        """Some columns of ``metrics/{name}.parquet``."""
+        return read_rows(self.files[f"metrics/{name}"][0], columns)
+
+    def common(self) -> dict[str, Any]:
+        """What every table takes: ``skips`` of its cases, ``seed`` and ``statistics``."""
+        skips = read_skips(self.files["skipped"][0], self.cases)
+        return {"skips": skips, "seed": self.seed, **self.statistics}
 
 
 def record(

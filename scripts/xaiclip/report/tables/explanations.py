@@ -20,8 +20,9 @@ from xaiclip.metrics.statistics import (
     compare,
 )
 from xaiclip.report import paper
+from xaiclip.report.catalogue import makes_table
 from xaiclip.report.markdown import bullets, join
-from xaiclip.report.tables.data import NAN, Table, keys, record, tidy
+from xaiclip.report.tables.data import NAN, Study, Table, keys, record, tidy
 from xaiclip.report.tables.layout import Column, Key, column, intro, lay_out, notes_on_n
 from xaiclip.report.tables.left_out import left_out
 from xaiclip.report.words import escape
@@ -56,6 +57,18 @@ COLUMNS = [
 _KEYS = ("method", "guidance", "roi_source")
 #: A record of this key is a paired difference.
 DIFFERENCE = {"guidance": paper.DELTA}
+
+
+@makes_table(
+    "table3",
+    ["metrics/explanations", "skipped"],
+    "Explanations without (full) and with (roi) guidance: fidelity, localization, "
+    "forwards and operations, with the paired difference and its Wilcoxon p-value. The "
+    "paper's Table III; its values marked with a dagger cannot hold.",
+)
+def make(study: Study) -> Table:
+    """The table of a study."""
+    return table3(study.rows("explanations", COLUMNS), **study.common())
 
 
 def table3(

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from xaiclip.errors import Skip
+from xaiclip.metrics.localization import PooledAuc
 from xaiclip.metrics.measure import Measure
 from xaiclip.metrics.statistics import (
     DEFAULT,
@@ -20,8 +21,9 @@ from xaiclip.metrics.statistics import (
 )
 from xaiclip.organs import BACKGROUND, SIX_CLASSES
 from xaiclip.report import paper
+from xaiclip.report.catalogue import makes_table
 from xaiclip.report.markdown import bullets, join
-from xaiclip.report.tables.data import NAN, Table, in_order, keys, record, tidy
+from xaiclip.report.tables.data import NAN, Study, Table, in_order, keys, record, tidy
 from xaiclip.report.tables.layout import Column, intro, lay_out, notes_on_n
 from xaiclip.report.tables.left_out import left_out
 from xaiclip.report.words import escape
@@ -37,6 +39,27 @@ _AUC = Measure("auc_roc", "AUC-ROC", "higher")
 _POOLED = Measure("auc_roc_pooled", "pooled", "higher")
 
 Pooled = Mapping[str, Mapping[str, float]]
+
+
+@makes_table(
+    "table2",
+    ["metrics/localizer", "localizer_pooled", "skipped"],
+    "Localizer: Dice and area under the ROC curve of each class, one value per case, mean "
+    "with its bootstrap interval over cases; with the text switched off beside it. The "
+    "paper's Table II.",
+)
+def make(study: Study) -> Table:
+    """The table of a study."""
+    pooled: dict[str, PooledAuc] = {}
+    for path in study.files["localizer_pooled"]:
+        variant = "no_text" if "/no_text_" in str(path) else "text"
+        one = PooledAuc.load(path)
+        pooled[variant] = pooled[variant] + one if variant in pooled else one
+    return table2(
+        study.rows("localizer", COLUMNS),
+        pooled={variant: counts.auc() for variant, counts in pooled.items()},
+        **study.common(),
+    )
 
 
 def table2(

@@ -10,8 +10,9 @@ import pandas as pd
 from xaiclip.errors import Skip
 from xaiclip.metrics.measure import Measure
 from xaiclip.metrics.statistics import DEFAULT, Bootstrap, bootstrap_mean, case_means
+from xaiclip.report.catalogue import makes_table
 from xaiclip.report.markdown import bullets, join
-from xaiclip.report.tables.data import Table, in_order, keys, record, tidy
+from xaiclip.report.tables.data import Study, Table, in_order, keys, record, tidy
 from xaiclip.report.tables.layout import Column, intro, lay_out, notes_on_n
 from xaiclip.report.tables.left_out import left_out
 from xaiclip.report.words import escape
@@ -31,6 +32,17 @@ COLUMNS = [
 _KEYS = ("modality", "organ", "prompt")
 #: Where the box came from, in words.
 _PROMPTS = {"reference": "reference box", "roi": "ROI box"}
+
+
+@makes_table(
+    "segmenter",
+    ["metrics/segmenter", "skipped"],
+    "The segmenter against the reference, prompted with the reference's box and with the "
+    "box of the localizer's ROI, by modality; each row with its number of cases.",
+)
+def make(study: Study) -> Table:
+    """The table of a study."""
+    return segmenter_table(study.rows("segmenter", COLUMNS), **study.common())
 
 
 def segmenter_table(

@@ -14,8 +14,9 @@ from xaiclip.masks.roi import SOURCES_OF_GUIDANCE
 from xaiclip.metrics.measure import Measure
 from xaiclip.metrics.statistics import Bootstrap, bootstrap_mean, case_means
 from xaiclip.organs import OUTSIDE, REST, organs_of
+from xaiclip.report.catalogue import makes_table
 from xaiclip.report.markdown import bullets, join
-from xaiclip.report.tables.data import Table, keys, record, tidy
+from xaiclip.report.tables.data import Study, Table, keys, record, tidy
 from xaiclip.report.tables.explanations import UNIT
 from xaiclip.report.tables.layout import Column, intro, lay_out, notes_on_n
 from xaiclip.report.tables.left_out import left_out
@@ -35,6 +36,25 @@ _REGIONS = {
     "label": "in the label",
     "localizer": "in the localizer's map",
 }
+
+
+@makes_table(
+    "shapley_units",
+    ["attributions/shapley", "metrics/explanations", "skipped"],
+    "Which organ each organ's mask hangs on: the Shapley value of each unit of the image "
+    "(organs, the rest of the body, what is outside it) for each organ's score; means "
+    "over cases with bootstrap intervals.",
+    methods={"shapley": {"units": "organs"}},
+)
+def make(study: Study) -> Table:
+    """The table of a study."""
+    return shapley_units(
+        study.files["attributions/shapley"],
+        study.rows("explanations", COLUMNS),
+        classes=study.classes,
+        settings=study.methods[METHOD],
+        **study.common(),
+    )
 
 
 def shapley_units(

@@ -9,9 +9,11 @@ import pandas as pd
 
 from xaiclip.errors import Skip
 from xaiclip.metrics.statistics import DEFAULT, Bootstrap
+from xaiclip.report.catalogue import makes_table
 from xaiclip.report.markdown import EMPTY, join
-from xaiclip.report.tables.data import Table, keys, record, tidy
+from xaiclip.report.tables.data import Study, Table, keys, record, tidy
 from xaiclip.report.tables.explanations import (
+    COLUMNS,
     DIFFERENCE,
     FORWARDS,
     QUALITY,
@@ -34,6 +36,18 @@ _MEASURES = (
     FORWARDS,
 )
 _KEYS = ("method", "variant", "value", "guidance", "roi_source")
+
+
+@makes_table(
+    "table3_variants",
+    ["metrics/explanations", "skipped"],
+    "As Table III, for every variant: superpixel algorithms of LIME, estimators and value "
+    "functions of RISE.",
+    beside="table3",
+)
+def make(study: Study) -> Table:
+    """The table of a study."""
+    return table3_variants(study.rows("explanations", COLUMNS), **study.common())
 
 
 def table3_variants(
