@@ -34,6 +34,8 @@ def cut(logits: Tensor, shape: tuple[int, int], size: int) -> Tensor:
         for share, cells in zip(shares, logits.shape[-2:], strict=True)
     )
     down, right = shares
+    if down * logits.shape[-2] == rows and right * logits.shape[-1] == columns:
+        return logits[..., :rows, :columns]
     theta = logits.new_tensor([[right, 0, right - 1], [0, down, down - 1]])
     where = F.affine_grid(theta[None], [1, 1, rows, columns], align_corners=False)
     where = where.expand(len(logits), -1, -1, -1)
