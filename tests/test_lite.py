@@ -173,7 +173,7 @@ def test_bf16_is_near(small):
 
 
 def test_a_file_of_another_model_is_refused(small):
-    sam, path = small
+    _, path = small
     state = torch.load(path, weights_only=True)
     state.pop("image_encoder.layers.1.downsample.conv3.c.weight")
     torch.save(state, path)

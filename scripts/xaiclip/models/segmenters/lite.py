@@ -207,7 +207,7 @@ def _bottleneck(block: Any, x: Tensor, residual: bool = False) -> Tensor:
 def _attend(block: Any, x: Tensor) -> Tensor:
     """``x`` and its attention within windows: (B, H, W, C) → (B, H, W, C)."""
     attention, side = block.attn, block.window_size
-    images, height, width, channels = x.shape
+    images, height, width, _ = x.shape
     rows, columns = -(-height // side), -(-width // side)
     heads = attention.num_heads
     qkv = attention.qkv(attention.norm(x))

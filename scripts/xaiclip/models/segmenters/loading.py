@@ -52,8 +52,8 @@ def load_segmenter(
 
     Args:
         settings: ``model``: ``compact``, ``litemedsam``, ``medsam``, ``sam_vit_b``, ``sam_vit_l``,
-            ``sam_vit_h``. Or a name that an installed package brings to the entry points ``xaiclip.models``, of a
-            function as ``factory`` names one.
+            ``sam_vit_h``. Or a name that an installed package brings to the entry points
+            ``xaiclip.models``, of a function as ``factory`` names one.
             ``factory`` (optional): ``file.py:function`` of the user's own in place of ``model``,
             with ``options`` and ``adapter``; see `call_factory`.
             ``checkpoint``: the weights; for ``compact`` a folder in place of the shipped one.

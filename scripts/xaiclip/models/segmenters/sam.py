@@ -54,10 +54,11 @@ class SamSegmenter:
     ``stock`` prepares the slice as segment_anything's own predictor does: the longer side resized,
     SAM's mean and deviation, zeros on the right and below. MedSAM and the compact model were
     trained without; see `fit_input`. ``keep_aspect``: as LiteMedSAM was trained, see
-    `fit_longest_side`; zeros on the right and below. ``box_masks``: give boxes as mask prompts too,
-    for a model that was trained so. ``attention``: ``fast`` (``encode`` of encoder and images, by
-    default `encode_images`) or ``stock``, the encoder's own. The encoder computes in ``precision``; the decoder, a small part of the time, in float32:
-    its rounding would move the scores more than the encoder's. ``sam`` is taken over, and changed.
+    `fit_longest_side`; with the zeros, without mean and deviation. ``box_masks``: give boxes as
+    mask prompts too, for a model that was trained so. ``attention``: ``fast``, the encoder runs by
+    ``encode``, a function of encoder and images; or ``stock``, by its own modules. It computes in
+    ``precision``; the decoder, a small part of the time, in float32: its rounding would move the
+    scores more than the encoder's. ``sam`` is taken over, and changed.
     Where the input asks for a gradient, the encoder's own modules run, whatever ``attention`` says:
     a faster way would keep as much for the backward, and pass their hooks by.
     """
@@ -84,7 +85,7 @@ class SamSegmenter:
         self.device = torch.device(device)
         self.precision = precision
         self.stock = stock
-        self.keep_aspect = keep_aspect or stock
+        self.keep_aspect = keep_aspect
         self.box_masks = box_masks
         self.attention = attention
         self._encode_fast = encode
@@ -108,7 +109,7 @@ class SamSegmenter:
         """What `prepare` gave, (B, 3, h, w), → float32 (B, C, g, g)."""
         if self.stock:
             inputs = (inputs * 255 - self.sam.pixel_mean) / self.sam.pixel_std
-        if self.keep_aspect:
+        if self.stock or self.keep_aspect:
             inputs = pad(inputs, self.input_size)
         encoder = self.sam.image_encoder
         with autocast(self.device, self.precision):
@@ -130,4 +131,4 @@ class SamSegmenter:
 
     def _filled(self, shape: tuple[int, int]) -> tuple[int, int]:
         size = self.input_size
-        return extent(shape, size) if self.keep_aspect else (size, size)
+        return extent(shape, size) if self.stock or self.keep_aspect else (size, size)
