@@ -56,7 +56,7 @@ class SamSegmenter:
     trained without; see `fit_input`. ``keep_aspect``: as LiteMedSAM was trained, see
     `fit_longest_side`; with the zeros, without mean and deviation. ``box_masks``: give boxes as
     mask prompts too, for a model that was trained so. ``attention``: ``fast``, the encoder runs by
-    ``encode``, a function of encoder and images; or ``stock``, by its own modules. It computes in
+    ``encode``, a function of encoder and images (`encode_images`); or ``stock``, by its own modules. It computes in
     ``precision``; the decoder, a small part of the time, in float32: its rounding would move the
     scores more than the encoder's. ``sam`` is taken over, and changed.
     Where the input asks for a gradient, the encoder's own modules run, whatever ``attention`` says:
@@ -76,7 +76,7 @@ class SamSegmenter:
         keep_aspect: bool = False,
         box_masks: bool = False,
         attention: str = "fast",
-        encode: Callable[[Any, Tensor], Tensor] = encode_images,
+        encode: Callable[[Any, Tensor], Tensor] | None = None,
     ) -> None:
         if attention not in ("fast", "stock"):
             raise ConfigError(f"segmenter.attention '{attention}' is unknown: use fast or stock.")
@@ -114,7 +114,8 @@ class SamSegmenter:
         encoder = self.sam.image_encoder
         with autocast(self.device, self.precision):
             stock = self.attention == "stock" or (torch.is_grad_enabled() and inputs.requires_grad)
-            return (encoder(inputs) if stock else self._encode_fast(encoder, inputs)).float()
+            fast = self._encode_fast or encode_images
+            return (encoder(inputs) if stock else fast(encoder, inputs)).float()
 
     def decode(self, embeddings: Tensor, prompts: Prompts) -> Tensor:
         """(B, C, g, g) and O boxes → float32 logits (B, O, 4g, 4g), less what was padded."""
