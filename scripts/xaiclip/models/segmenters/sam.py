@@ -56,9 +56,9 @@ class SamSegmenter:
     trained without; see `fit_input`. ``keep_aspect``: as LiteMedSAM was trained, see
     `fit_longest_side`; with the zeros, without mean and deviation. ``box_masks``: give boxes as
     mask prompts too, for a model that was trained so. ``attention``: ``fast``, the encoder runs by
-    ``encode``, a function of encoder and images (`encode_images`); or ``stock``, by its own modules. It computes in
-    ``precision``; the decoder, a small part of the time, in float32: its rounding would move the
-    scores more than the encoder's. ``sam`` is taken over, and changed.
+    ``encode``, a function of encoder and images (by default `encode_images`); or ``stock``, by its
+    own modules. It computes in ``precision``; the decoder, a small part of the time, in float32:
+    its rounding would move the scores more than the encoder's. ``sam`` is taken over, and changed.
     Where the input asks for a gradient, the encoder's own modules run, whatever ``attention`` says:
     a faster way would keep as much for the backward, and pass their hooks by.
     """
