@@ -1,7 +1,7 @@
 """Which pixels are replaced in which forward: compact plans, never N full masks in memory.
 
 Plans live on the canonical grid (512 × 512) and can be drawn at any size, so that the same plan
-perturbs a model input of 256 or 1024 pixels and builds the map.
+perturbs a model input of 256 or 1024 pixels and builds the map. Only drawing masks needs torch.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import compress
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.explain.recipes import Recipe
 from xaiclip.explain.settings import Kind, read
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _CHUNK = 32  # masks drawn at once where they must be drawn at 512: 32 MB
 
@@ -62,6 +64,8 @@ class Plan(ABC):
 
         This draws a few dozen masks at a time; kinds with a closed form override it.
         """
+        import torch
+
         total = torch.zeros(weights.shape[1], size * size)
         for start in range(0, self.n_forwards, _CHUNK):
             some = torch.from_numpy(weights[start : start + _CHUNK]).float()
@@ -115,6 +119,8 @@ class WindowPlan(Plan):
     per_forward = ("members", "windows")
 
     def keep(self, start: int, stop: int, size: int, device: torch.device | str = "cpu") -> Tensor:
+        import torch
+
         x0, y0, x1, y1 = torch.from_numpy(self.windows[start:stop]).to(device).T[..., None]
         at = torch.from_numpy(nearest(size)).to(device)
         rows, columns = (at >= y0) & (at < y1), (at >= x0) & (at < x1)
@@ -148,6 +154,8 @@ class SuperpixelPlan(Plan):
     per_forward = ("members", "on")
 
     def keep(self, start: int, stop: int, size: int, device: torch.device | str = "cpu") -> Tensor:
+        import torch
+
         on = np.pad(self.on[start:stop], ((0, 0), (0, 1)), constant_values=True)
         at = nearest(size)
         # label −1 is brought to F, the column that is always on
@@ -177,6 +185,8 @@ class CellPlan(Plan):
     per_forward = ("members", "cells", "shifts")
 
     def keep(self, start: int, stop: int, size: int, device: torch.device | str = "cpu") -> Tensor:
+        import torch
+
         kernel = torch.from_numpy(_kernel(self.cells.shape[1], size)).to(device)
         rows, columns = kernel[:, torch.from_numpy(self.shifts[start:stop]).to(device)].unbind(2)
         cells = torch.from_numpy(self.cells[start:stop]).to(device).float()
