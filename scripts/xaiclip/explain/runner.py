@@ -1,6 +1,7 @@
 """One slice, one method, one guidance: ask → plan → score, or differentiate; then aggregate.
 
-A script loads the model once and runs `score_batch` over its slices.
+A script loads the model once and runs `score_batch` over its slices. `attribute_slice` needs neither
+a model nor torch.
 """
 
 from __future__ import annotations
@@ -19,11 +20,9 @@ from xaiclip.clock import Clock
 from xaiclip.errors import Skip, left_out, refuse_broken
 from xaiclip.explain import differentiates, engine, method, refine
 from xaiclip.explain.attribution import Attribution, to_canonical_image, to_canonical_mask
-from xaiclip.explain.gradients import differentiate
 from xaiclip.explain.plan import Context
 from xaiclip.explain.store import SliceScores
 from xaiclip.explain.values import explained
-from xaiclip.targets import scorer_type
 
 if TYPE_CHECKING:
     from xaiclip.explain.engine import ScoreTable
@@ -99,6 +98,8 @@ def score_slice(
     Raises:
         CaseError: the method finds nothing to perturb.
     """
+    from xaiclip.targets import scorer_type
+
     explainer = method(run.method)
     clock = Clock(model.device)
     with clock("total"):
@@ -142,6 +143,8 @@ def score_slice(
 
     gradients = None
     if differentiates(run.method):
+        from xaiclip.explain.gradients import differentiate
+
         gradients = differentiate(
             cast("GradientMethod", explainer),
             scorer,
@@ -235,6 +238,8 @@ def score_each(
 
 def _plain_request(model: Model, like: Request) -> Request:
     """A plain image with the targets and the guidance of another request."""
+    from xaiclip.targets import scorer_type
+
     image, shown, prompts = scorer_type(model).plain(like.prompts)
     rois = None if like.rois is None else dict.fromkeys(like.prompts, shown)
     regions = dict.fromkeys(like.regions, shown)

@@ -250,7 +250,6 @@ def load_plan(
 
 def _read(stored: Arrays, number: int) -> SliceScores:
     from xaiclip.explain.engine import ScoreTable
-    from xaiclip.explain.gradients import Gradients
     from xaiclip.explain.plan import Context, Plan
 
     row, mine = stored.meta["scores"][number], stored.below(f"{number}/")
@@ -276,6 +275,8 @@ def _read(stored: Arrays, number: int) -> SliceScores:
         )
     gradients = None
     if facts := row["gradients"]:
+        from xaiclip.explain.gradients import Gradients  # torch
+
         values = tuple(facts.pop("values"))
         gradients = Gradients(maps=mine["gradients"], values=values, **facts)
     keys = {key: row[key] for key in ("case", "slice", "method", "guidance", "seconds")}
