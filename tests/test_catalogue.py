@@ -33,7 +33,8 @@ def test_what_they_read():
     assert figures["figure04_rise"].reads == ["slices", "segmentation", "attributions/rise/roi"]
     assert figures["figure11_lime_distributions"].methods == {"lime": {}}
     assert tables["shapley_units"].methods == {"shapley": {"units": "organs"}}
-    assert [one.name for one in tables.values() if one.beside] == ["table3_variants"]
+    assert [one.name for one in tables.values() if one.beside] == ["cases", "table3_variants"]
+    assert [one.name for one in tables.values() if one.several] == ["cases", "slices"]
     names = {one.name: one.rule for one in tables.values()}
     assert names == {
         "table2": "table2",
@@ -41,6 +42,8 @@ def test_what_they_read():
         "table3": "table3",
         "table3_variants": "table3",
         "shapley_units": "table_shapley_units",
+        "slices": "table_slices",
+        "cases": "table_slices",
     }
 
 
