@@ -38,9 +38,8 @@ def case_rows(wildcards):
 def files_from_outside():
     """Input files from outside, weights among them, and what published cases are prepared from."""
     yield from FOREIGN["clip"] + FOREIGN["sam"]
-    yield from (
-        [config["localizer"]["weights"]] if config["localizer"]["weights"] else []
-    )
+    if TRAINED and not shipped("localizer"):
+        yield TRAINED
     if SOURCE in DATASETS:
         if Path(source_path()).is_dir():
             yield from (file for name in CASES for file in sources_of(name))
@@ -104,8 +103,8 @@ def trained_of(run, variant="text"):
     """The localizer's weights: those that the study trains, or another one's."""
     if TRAINS:
         return filled(paths.LOCALIZER, run=run, variant=variant)
-    return ancient(config["localizer"]["weights"])
+    return ancient(TRAINED)
 
 
-# what tells that weights of another run were replaced
-TRAINED_STATE = None if TRAINS else signature(config["localizer"]["weights"])
+# what tells that weights of another run, or the shipped ones, were replaced
+TRAINED_STATE = None if TRAINS else shipped("localizer") or signature(TRAINED)

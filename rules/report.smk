@@ -195,7 +195,7 @@ rule provenance:
             allow_missing=True,
         ),
         # functions: Snakemake's report shows what stands here as it is, and paths are private
-        localizer=lambda w: trained_of(w.run),
+        localizer=lambda w: [] if shipped("localizer") else trained_of(w.run),
         backbone=lambda w: FOREIGN["clip"],
         segmenter=lambda w: FOREIGN["sam"],
     output:
@@ -211,7 +211,7 @@ rule provenance:
         runtime=30,
     params:
         cfg=config,
-        shipped={model: shipped(model) for model in ("clip", "sam")},
+        shipped={model: shipped(model) for model in ("clip", "sam", "localizer")},
         factory=FACTORY,
         scripts={name: stage_code(name, *METHODS) for name in STUDY_SCRIPTS},
         code=code("provenance.py"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from dataclasses import replace
 from statistics import fmean
 
 import nibabel as nib
@@ -25,8 +26,11 @@ from xaiclip.files import load_meta, writing_arrays
 from xaiclip.localizer.probabilities import save_probabilities
 from xaiclip.masks.roi import Roi, load_rois, save_rois
 from xaiclip.masks.segmented import open_masks, save_masks
-from xaiclip.metrics.schema import EXPLANATIONS
+from xaiclip.metrics.schema import EXPLANATIONS, write_table
 from xaiclip.metrics.statistics import case_means
+from xaiclip.report.curves import along_slices
+from xaiclip.report.drawing import draw
+from xaiclip.report.sources import Settings
 from xaiclip.report.tables import slices as tables
 
 #: Stored with the slices first, from the head to the feet.
@@ -161,8 +165,8 @@ def found_study(root, **policy):
     study.write_scans()
     # one scan brightens from slice to slice; in one there is nothing; one has a label
     image = np.full((40, 32, DEPTH), -100, np.float32)
-    image[5:30, 5:25] = -60
     nib.save(nib.Nifti1Image(image, np.diag([-2, -3, 5, 1.0])), study.scan("bad"))
+    image[5:30, 5:25] = -60
     for index in range(DEPTH):
         image[5:15, 5 : 6 + 2 * index, index] = 300
     nib.save(nib.Nifti1Image(image, np.diag([-2, -3, 5, 1.0])), study.scan("a"))
@@ -346,7 +350,7 @@ def test_a_line_for_each_slice_organ_method_and_guidance(made):
     assert got.index.is_unique
     for row in primary:
         own = got.loc[tuple(row[name] or "" for name in key)]
-        assert (own["skipped"] or None) == row.get("skipped")
+        assert (None if pd.isna(own["skipped"]) else own["skipped"]) == row.get("skipped")
         for name in ("fidelity_dice", "baseline_dice_gt", "n_forwards"):
             wanted = row.get(name)
             assert own[name] == pytest.approx(np.nan if wanted is None else wanted, nan_ok=True)
@@ -385,7 +389,8 @@ def test_a_case_s_cells_are_what_the_statistics_draw(made):
         assert slices == f"{len(indices)} of {len({r['slice'] for r in rows if r['case'] == case})}"
         shown = [float(part) for part in line[place].replace("[", "").rstrip("]").split()
                  for part in [part.rstrip(",")]]  # fmt: skip
-        wanted = [mean, min(of_slices), max(of_slices)] if len(indices) > 1 else [mean]
+        differ = f"{min(of_slices):.3f}" != f"{max(of_slices):.3f}"
+        wanted = [mean, min(of_slices), max(of_slices)] if differ else [mean]
         assert shown == pytest.approx(wanted, abs=0.00051)
 
 
@@ -424,3 +429,42 @@ def test_what_was_left_out_is_told_and_nothing_at_all_is_a_table_too(made, tmp_p
         table = make(empty, [Skip("x", "slices", "it cannot be read")])
         assert len(table.frame) == 0
         assert "it cannot be read" in table.markdown
+
+
+# --- the figure --------------------------------------------------------------------------------
+
+
+def test_curves_along_the_slices_are_the_rows(made, tmp_path):
+    rows, _ = made
+    write_table(tmp_path / "explanations.parquet", rows, EXPLANATIONS)
+    classes = ["background", "spleen", "liver", "right kidney", "aorta"]
+    settings = Settings(classes, case="kim", organ="right kidney")
+    data = along_slices({"metrics": tmp_path / "explanations.parquet"}, settings)
+    assert (data.title, data.along) == ("Slices of case kim", "slice, from the feet")
+    segmentations, fidelity, localization = (curves for *_, curves in data.panels)
+    assert [one.label for one in segmentations] == ["spleen", "liver", "right kidney", "aorta"]
+    assert sorted(one.label for one in fidelity) == sorted(
+        f"{method}, {guidance}"
+        for method in ("gradient", "lime", "occlusion", "rise")
+        for guidance in ("full", "roi (localizer)")
+    )
+    for curves, column in ((fidelity, "fidelity_dice"), (localization, "localization_dice_pred")):
+        for one in curves:
+            method, guidance = one.label.split(", ")
+            own = used(
+                rows,
+                case="kim",
+                organ="right kidney",
+                method=method,
+                guidance=guidance.split(" ")[0],
+            )
+            wanted = sorted((row["slice"], row[column]) for row in own)
+            assert list(zip(one.places, one.values, strict=True)) == wanted
+            assert [tuple(dot) for dot in one.kept] == wanted
+    assert len({(one.colour, str(one.line)) for one in fidelity}) == 8
+    figure = draw(data)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["slice, from the feet"] * 3
+    without = along_slices(
+        {"metrics": tmp_path / "explanations.parquet"}, replace(settings, case=None)
+    )
+    assert without.title == "Slices of case abe"  # the first

@@ -19,7 +19,6 @@ from xaiclip.localizer.model import SHIFTS, Localizer, load_localizer, predict, 
 from xaiclip.masks.roi import Roi, RoiSettings, roi_mask, rois_of
 from xaiclip.preprocess import PreprocessSettings, preprocess
 from xaiclip.resources import shipped
-from xaiclip.weights import check_sums
 
 #: Slices of a volume that are looked at side by side.
 AT_ONCE = 8
@@ -53,7 +52,6 @@ class Locator:
             if localizer == COMPACT:
                 folder = shipped("compact")
                 path = folder / FILE
-                check_sums(folder, (FILE,))
             elif not path.is_file():
                 raise ConfigError(
                     f"there is no localizer '{path}': give '{COMPACT}' or the .safetensors file of "

@@ -77,6 +77,7 @@ def makes_figure(
     caption: str,
     *,
     methods: Mapping[str, Mapping[str, Any]] | None = None,
+    several: bool = False,
 ) -> Callable[[Function], Function]:
     """State that a function, `Sources`, `Settings` → data, makes a figure: see `Made`.
 

@@ -52,13 +52,23 @@ class Organs:
         self.names = organs_of(classes)
 
     def colour(self, organ: str) -> str:
-        return _COLOURS[self._place(organ) % len(_COLOURS)]
+        return self.shade(self._place(organ))
 
     def line(self, organ: str) -> Any:
-        return _LINES[self._place(organ) % len(_LINES)]
+        return self.stroke(self._place(organ))
 
     def marker(self, organ: str) -> str:
         return _MARKERS[self._place(organ) % len(_MARKERS)]
+
+    @staticmethod
+    def shade(place: int) -> str:
+        """Colour of whatever stands in that place of a legend."""
+        return _COLOURS[place % len(_COLOURS)]
+
+    @staticmethod
+    def stroke(place: int) -> Any:
+        """Line style, as `shade`."""
+        return _LINES[place % len(_LINES)]
 
     @staticmethod
     def short(organ: str) -> str:
