@@ -192,7 +192,7 @@ def choose(study):
         "orientation": None,
     }
     models = {"backbone": "compact", "pretrained": None, "device": "cpu"}
-    plain = {"clip": 0, "low": 0, "high": 100, "foreground": False}
+    plain = {"clip": 0, "low": 0, "high": 100}
     chosen = study.at("found/{batch}.json")
     study.script(
         "find_slices",

@@ -6,7 +6,8 @@ steadily. Organs differ in colour (Okabe and Ito's palette), in line style and b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,16 @@ SIGNED = _signed_colours()
 UNSIGNED = colormaps["cividis"]
 
 
+def shades() -> Iterator[str]:
+    """Colours of whatever stands in a legend, again and again."""
+    return cycle(_COLOURS)
+
+
+def strokes() -> Iterator[Any]:
+    """Line styles, as `shades`."""
+    return cycle(_LINES)
+
+
 class Organs:
     """Colour, line style, marker and short name of each organ; by its place among the classes."""
 
@@ -52,23 +63,13 @@ class Organs:
         self.names = organs_of(classes)
 
     def colour(self, organ: str) -> str:
-        return self.shade(self._place(organ))
+        return _COLOURS[self._place(organ) % len(_COLOURS)]
 
     def line(self, organ: str) -> Any:
-        return self.stroke(self._place(organ))
+        return _LINES[self._place(organ) % len(_LINES)]
 
     def marker(self, organ: str) -> str:
         return _MARKERS[self._place(organ) % len(_MARKERS)]
-
-    @staticmethod
-    def shade(place: int) -> str:
-        """Colour of whatever stands in that place of a legend."""
-        return _COLOURS[place % len(_COLOURS)]
-
-    @staticmethod
-    def stroke(place: int) -> Any:
-        """Line style, as `shade`."""
-        return _LINES[place % len(_LINES)]
 
     @staticmethod
     def short(organ: str) -> str:

@@ -134,12 +134,12 @@ def along_slices(sources: Sources, settings: Settings) -> Curves:
         if len(own := segmented[segmented["organ"] == organ])
     ]
     own = rows[rows["organ"] == settings.organ]
-    names = own[["method", "guidance", "roi_source"]].drop_duplicates().fillna("")
-    maps = []
-    for method, guidance, source in sorted(names.itertuples(index=False, name=None)):
-        words = f"{method}, {guidance}" + (f" ({source})" if source else "")
-        of_map = own[(own["method"] == method) & (own["roi_source"].fillna("") == source)]
-        maps.append((words, of_map, organs.shade(len(maps)), organs.stroke(len(maps))))
+    guided = own["guidance"] + own["roi_source"].map(" ({})".format, na_action="ignore").fillna("")
+    maps = [
+        (f"{method}, {words}", own[(own["method"] == method) & (guided == words)], colour, line)
+        for colour, method in zip(colours.shades(), sorted(set(own["method"])), strict=False)
+        for line, words in zip(colours.strokes(), sorted(set(guided)), strict=False)
+    ]
     panels = [("segmentations", "Dice against the reference (0 to 1)", (0, 1), each)]
     for title, column, label in (
         ("fidelity", "fidelity_dice", "Dice of masks under perturbation (0 to 1)"),
