@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import nibabel as nib
@@ -22,7 +22,8 @@ from table_study import explanation_rows
 from xaiclip.data.record import SliceName
 from xaiclip.errors import Skip
 from xaiclip.explain.attribution import Attribution, load_attributions, save_attributions
-from xaiclip.files import load_meta, writing_arrays
+from xaiclip.explain.recipes import Recipe
+from xaiclip.files import load_meta, open_arrays, writing_arrays
 from xaiclip.localizer.probabilities import save_probabilities
 from xaiclip.masks.roi import Roi, load_rois, save_rois
 from xaiclip.masks.segmented import open_masks, save_masks
@@ -267,6 +268,37 @@ def test_maps_are_written_one_after_the_other(tmp_path):
     assert [index for _, index, _ in maps] == list(range(6))
     for _, index, one in maps:
         np.testing.assert_array_equal(one.map, an_array(index, (512, 512)))
+
+
+@dataclass(frozen=True, eq=False)
+class Doubled(Recipe):
+    """A map that is twice its base."""
+
+    base: np.ndarray
+
+    def map(self):
+        return 2 * self.base
+
+
+def test_a_recipe_s_array_is_its_own_wherever_another_lay(tmp_path):
+    """Of arrays that are gone, the next ones may take the place in memory."""
+
+    def make(number):
+        one = Doubled(an_array(number, (512, 512)))
+        many = [
+            Attribution(organ, "plain", "soft_dice", one.map(), ("p",), recipe=one)
+            for organ in ("liver", "spleen")
+        ]
+        return [("a", number, each) for each in many], one.base
+
+    save_attributions(tmp_path / "maps.npz", (each for many in watched(make) for each in many))
+    maps = load_attributions(tmp_path / "maps.npz")
+    assert len(maps) == 12
+    for _, index, one in maps:
+        np.testing.assert_array_equal(one.map, 2 * an_array(index, (512, 512)))
+        assert isinstance(one.recipe, Doubled)
+    with open_arrays(tmp_path / "maps.npz") as stored:
+        assert sum(name.startswith("shared/") for name in stored) == 6  # two organs share one
 
 
 def test_rois_masks_and_probabilities_are_written_one_after_the_other(tmp_path):
