@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -23,6 +24,8 @@ _MEASURES = (_SEGMENTED, *QUALITY)
 COLUMNS = [*UNIT, "primary", "skipped", *(one.name for one in (*_MEASURES, FORWARDS))]
 
 _MAPS = ["method", "guidance", "roi_source"]
+#: Ends of the columns of a case's slices.
+_LOWEST, _HIGHEST = ", lowest slice", ", highest slice"
 
 
 @makes_table(
@@ -108,21 +111,17 @@ def cases_table(explanations: pd.DataFrame, skips: Sequence[Skip] = ()) -> Table
     facts = {one.name: (one.unit, one.better) for one in (*_MEASURES, FORWARDS)}
     for place, column in enumerate(("unit", "better")):
         frame.insert(6 + place, column, [facts[name][place] for name in frame["measure"]])
-    of_slice = _means(usable, ["case", "slice", *_MAPS])
-    taken = rows.drop_duplicates(["case", "slice"]).groupby("case")["slice"].count()
-    of_organ = usable.groupby(unit, sort=False)[names].mean()
-    of_case = of_organ.groupby(["case", *_MAPS], sort=False).mean().reset_index()
-    ranges = of_slice.groupby(["case", *_MAPS], sort=False)[names].agg(["min", "max"])
-    done = of_slice.groupby(["case", *_MAPS], sort=False)["slice"].nunique()
-
-    def value(row: Mapping[str, object], name: str) -> str:
-        key = tuple(row[part] for part in ("case", *_MAPS))
-        mean, low, high = (
-            number(one)
-            for one in (row[name], *ranges.loc[key, name])  # type: ignore[arg-type]
-        )
-        return mean if mean == EMPTY or low == high else f"{mean} [{low}, {high}]"
-
+    own = ["case", *_MAPS]
+    of_slice = _means(usable, [*own, "slice"]).groupby(own, sort=False)
+    of_organ = usable.groupby(unit, sort=False)[names].mean().groupby(own, sort=False)
+    of_case = (
+        of_organ.mean()
+        .join(of_slice[names].min(), rsuffix=_LOWEST)
+        .join(of_slice[names].max(), rsuffix=_HIGHEST)
+        .join(of_slice["slice"].nunique().rename("explained"))
+        .join(rows.groupby("case")["slice"].nunique().rename("taken"), on="case")
+        .reset_index()
+    )
     page = _page(
         "# Case by case",
         "Mean over organs of each one's mean over slices [lowest, highest slice]; `cases.csv` "
@@ -133,14 +132,18 @@ def cases_table(explanations: pd.DataFrame, skips: Sequence[Skip] = ()) -> Table
             "case": lambda row: escape(row["case"]),
             "method": lambda row: escape(row["method"]),
             "guidance": guidance_words(explanations),
-            "slices": lambda row: (
-                f"{done[tuple(row[part] for part in ('case', *_MAPS))]} of {taken[row['case']]}"
-            ),
+            "slices": lambda row: f"{row['explained']} of {row['taken']}",
         },
-        {one: lambda row, name=one.name: value(row, name) for one in _MEASURES},
+        {one: lambda row, name=one.name: _with_range(row, name) for one in _MEASURES},
         left_out(explanations, UNIT, skips),
     )
     return Table(frame, page)
+
+
+def _with_range(row: Mapping[str, Any], name: str) -> str:
+    """A mean, and its lowest and highest slice where they differ."""
+    mean, low, high = (number(row[name + part]) for part in ("", _LOWEST, _HIGHEST))
+    return mean if mean == EMPTY or low == high else f"{mean} [{low}, {high}]"
 
 
 def _sorted(explanations: pd.DataFrame) -> pd.DataFrame:
@@ -168,7 +171,12 @@ def _means(usable: pd.DataFrame, unit: Sequence[str]) -> pd.DataFrame:
 
 
 def _page(
-    title: str, about: str, frame: pd.DataFrame, names: Mapping, columns: Mapping, missing: str
+    title: str,
+    about: str,
+    frame: pd.DataFrame,
+    names: Mapping[str, Any],
+    columns: Mapping[Measure, Any],
+    missing: str,
 ) -> str:
     lines = []
     for row in frame.to_dict("records"):
