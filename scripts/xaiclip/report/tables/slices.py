@@ -136,6 +136,8 @@ def cases_table(explanations: pd.DataFrame, skips: Sequence[Skip] = ()) -> Table
         },
         {one: lambda row, name=one.name: _with_range(row, name) for one in _MEASURES},
         left_out(explanations, UNIT, skips),
+        "The mean weighs each organ alike, a slice's value only the organs that it shows: so the "
+        "mean may lie outside of the range.",
     )
     return Table(frame, page)
 
@@ -177,6 +179,7 @@ def _page(
     names: Mapping[str, Any],
     columns: Mapping[Measure, Any],
     missing: str,
+    *notes: str,
 ) -> str:
     lines = []
     for row in frame.to_dict("records"):
@@ -187,7 +190,9 @@ def _page(
             title,
             about,
             pipe(heads, lines, len(names)),
-            bullets(["An organ that a slice lacks, or that was left out there, is in no mean."]),
+            bullets(
+                ["An organ that a slice lacks, or that was left out there, is in no mean.", *notes]
+            ),
             missing,
         ]
     )
