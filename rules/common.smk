@@ -229,7 +229,14 @@ TRAINS = not config["localizer"]["weights"]
 VARIANTS = (
     ["text", "no_text"] if TRAINS and config["localizer"]["ablation"] else ["text"]
 )
-FINDS = config["data"]["slices"]["test"]["policy"] == "found"
+# whether the localizer is asked which slices are explained
+FINDS = config["data"]["slices"]["test"]["policy"] == "found" and any(
+    case.split == "test" and not case.label for case in CASES.values()
+)
+# whether a case may have several slices
+SEVERAL = config["data"]["slices"]["test"]["policy"] == "all" or (
+    config["data"]["slices"]["test"]["count"] > 1
+)
 # The file of a trained localizer, where the study trains none.
 TRAINED = (
     str(ROOT / "resources" / "compact" / "localizer.safetensors")
@@ -399,7 +406,7 @@ def plan_settings(wildcards):
 
 def is_on(made):
     """Whether the methods of a table or a figure are on, with the settings that it needs."""
-    return all(
+    return (SEVERAL or not made.several) and all(
         name in METHODS and needed.items() <= config["methods"][name].items()
         for name, needed in made.methods.items()
     )

@@ -30,7 +30,8 @@ SHORT = dict(zip(ORGANS, ("Li", "RK", "LK", "Sp", "Pa"), strict=True))
 #: The slice that is looked at is the second, and the organ neither the first nor the last.
 SPLEEN = Settings(CLASSES, organ="spleen")
 #: Figures that are no panels of pictures.
-OTHERS = ("figure08_comparison", "figure11_lime_distributions", "shapley_matrix", "training_curves")
+OTHERS = ("figure08_comparison", "figure11_lime_distributions", "shapley_matrix", "slices",
+          "training_curves")  # fmt: skip
 PICTURES = [name for name in DATA if name not in OTHERS]
 
 

@@ -16,9 +16,10 @@ FIGURES = [f"figure{number:02d}" for number in range(2, 14)]
 
 def test_every_table_and_figure_is_found():
     tables, figures = catalogue.tables(), catalogue.figures()
-    assert list(tables) == ["segmenter", "shapley_units", "table2", "table3", "table3_variants"]
+    every = "cases segmenter shapley_units slices table2 table3 table3_variants"
+    assert list(tables) == every.split()
     assert [name[:8] for name in figures][:12] == FIGURES
-    assert list(figures)[12:] == ["shapley_matrix", "training_curves"]
+    assert list(figures)[12:] == ["shapley_matrix", "slices", "training_curves"]
     assert list(DATA) == list(figures)
     for one in (*tables.values(), *figures.values()):
         assert one.caption[0].isupper()
@@ -33,7 +34,9 @@ def test_what_they_read():
     assert figures["figure04_rise"].reads == ["slices", "segmentation", "attributions/rise/roi"]
     assert figures["figure11_lime_distributions"].methods == {"lime": {}}
     assert tables["shapley_units"].methods == {"shapley": {"units": "organs"}}
-    assert [one.name for one in tables.values() if one.beside] == ["table3_variants"]
+    assert [one.name for one in tables.values() if one.beside] == ["cases", "table3_variants"]
+    assert [one.name for one in tables.values() if one.several] == ["cases", "slices"]
+    assert [one.name for one in figures.values() if one.several] == ["slices"]
     names = {one.name: one.rule for one in tables.values()}
     assert names == {
         "table2": "table2",
@@ -41,6 +44,8 @@ def test_what_they_read():
         "table3": "table3",
         "table3_variants": "table3",
         "shapley_units": "table_shapley_units",
+        "slices": "table_slices",
+        "cases": "table_slices",
     }
 
 

@@ -68,6 +68,7 @@ PARTS = {
     "figure12_lime_stages": (6, 1, 2),
     "figure13_rise_stages": (6, 5, 1),
     "shapley_matrix": (2, 1, 0),
+    "slices": (3, 0, 0),
     "training_curves": (3, 0, 0),
 }
 
@@ -127,6 +128,7 @@ def test_titles_name_the_case_and_axes_have_units(study: Path, name: str) -> Non
         ("figure08_comparison", "No organ of any case is explained: see skipped.tsv"),
         ("figure11_lime_distributions", "No organ of any case is explained"),
         ("shapley_matrix", "No organ of any case is explained"),
+        ("slices", "No organ of the case is explained: see skipped.tsv"),
     ],
 )  # fmt: skip
 def test_an_empty_study_gets_a_sentence(empty: Path, name: str, sentence: str) -> None:

@@ -151,7 +151,7 @@ def save_scores(
 
 def _arrays_of(one: SliceScores) -> dict[str, NDArray[Any]]:
     context = one.context
-    arrays = {"image": context.image, "masks": context.masks}
+    arrays: dict[str, NDArray[Any]] = {"image": context.image, "masks": context.masks}
     if context.rois is not None:
         arrays["rois"] = context.rois
     arrays |= {f"regions/{organ}": mask for organ, mask in context.regions.items()}
