@@ -31,7 +31,7 @@ with job(snakemake) as log:
         seconds_roi = localization.seconds
     cost = json.loads(Path(snakemake.input.cost).read_text())
     values = explained(tuple(cfg["values"]))
-    done = {(one.case, one.slice): one for one in scores}
+    done = {one.key: one for one in scores}
     maps, rows = [], []
 
     def rows_of(item, one, skips, attributions=(), seconds=0.0):
@@ -61,7 +61,7 @@ with job(snakemake) as log:
 
     with open_masks(snakemake.input.segmentation) as segmented:
         for item in slices:
-            one = done.get((item.case, item.index))
+            one = done.get(item.key)
             earlier = [s for s in skips if (s.case, s.slice) == (item.case, item.index)]
             failed: list[Skip] = []
             attributions: list[Attribution] = []

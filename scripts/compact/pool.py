@@ -110,8 +110,8 @@ def build_pool(
     folder: str | os.PathLike[str],
     volumes: int,
     *,
-    mr_fraction: float = 0.35,
-    seed: int = 1_000_000,
+    mr_fraction: float,
+    seed: int,
     settings: phantom.PhantomSettings = phantom.DEFAULTS,
     workers: int = 1,
 ) -> Path:

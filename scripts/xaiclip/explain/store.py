@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class SliceScores:
+class SliceScores(SliceName):
     """One slice under one method and guidance.
 
     Attributes:
-        case, slice, method, guidance: what was explained, and how.
+        method, guidance: how it was explained.
         context: organs, unperturbed masks, ROIs, settings.
         plans, tables: what was done and what it did, by the plan's name.
         seconds: spent before the first plan ran, by phase and ``total``: preparing the input,
@@ -38,8 +38,6 @@ class SliceScores:
         gradients: what a gradient method got; it has no plans.
     """
 
-    case: str
-    slice: int
     method: str
     guidance: str
     context: Context
@@ -153,7 +151,10 @@ def save_scores(
             arrays[f"{i}/gradients"] = one.gradients.maps
         rows.append(
             {
-                **{key: getattr(one, key) for key in ("case", "slice", "method", "guidance")},
+                "case": one.case,
+                "slice": one.index,
+                "method": one.method,
+                "guidance": one.guidance,
                 "organs": context.organs,
                 "seed": context.seed,
                 "settings": dict(context.settings),
@@ -237,8 +238,17 @@ def _read(stored: Arrays, number: int) -> SliceScores:
     if facts := row["gradients"]:
         values = tuple(facts.pop("values"))
         gradients = Gradients(maps=mine["gradients"], values=values, **facts)
-    keys = {key: row[key] for key in ("case", "slice", "method", "guidance", "seconds")}
-    return SliceScores(**keys, context=context, plans=plans, tables=tables, gradients=gradients)
+    return SliceScores(
+        case=row["case"],
+        index=row["slice"],
+        method=row["method"],
+        guidance=row["guidance"],
+        context=context,
+        plans=plans,
+        tables=tables,
+        seconds=row["seconds"],
+        gradients=gradients,
+    )
 
 
 def score_frame(scores: Sequence[SliceScores]) -> pd.DataFrame:
@@ -260,7 +270,7 @@ def score_frame(scores: Sequence[SliceScores]) -> pd.DataFrame:
                     "member": np.concatenate([[True], members[:, o]]),
                     **{value: every[:, o, v] for v, value in enumerate(table.values)},
                 }
-                keys = {"case": one.case, "slice": one.slice, "organ": organ, "plan": name}
+                keys = {"case": one.case, "slice": one.index, "organ": organ, "plan": name}
                 parts.append(pd.DataFrame({**keys, **part}))
     empty = pd.DataFrame(columns=["case", "slice", "organ", "plan", "forward", "member"])
     return pd.concat(parts, ignore_index=True) if parts else empty
