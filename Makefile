@@ -10,8 +10,8 @@ VENV ?= .venv
 SLURM ?= 0
 BIN := $(VENV)/bin
 
-.PHONY: demo quick test check lint types workflow-lint unit report savings sampling verify soak scale compact compact-extras \
-  benchmark docs lock clean
+.PHONY: demo quick test check lint types workflow-lint unit report savings sampling verify soak scale compact benchmark gpu \
+  docs lock clean
 
 demo: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES)
@@ -78,13 +78,15 @@ scale: $(VENV)/.run
 compact: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES) compact
 
-# Ship the demo's localizer and a slice, which `xaiclip explain` and the notebook begin with
-compact-extras: $(VENV)/.run
-	$(BIN)/snakemake --cores $(CORES) compact_extras
-
 # Time explanations against captum, lime, xaitk-saliency, MONAI and RISE's formula (docs/benchmarks.md)
 benchmark: $(VENV)/.dev
 	PYTHONPATH=scripts OMP_NUM_THREADS=$(CORES) $(BIN)/python benchmarks/benchmark.py --threads $(CORES)
+
+# This machine's GPU against its CPU: the same maps, and how fast? results/gpu (docs/gpu.md)
+#   make gpu GPU="--weights medsam=medsam_vit_b.pth"
+GPU ?=
+gpu: $(VENV)/.run
+	PYTHONPATH=scripts $(BIN)/python benchmarks/gpu.py $(GPU)
 
 # Write config/README.md from the schema
 docs: $(VENV)/.run

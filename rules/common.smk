@@ -137,7 +137,8 @@ def by_hand():
             yield source_path(), (
                 f"{DATASETS[SOURCE].by_hand}, and put its case folders into {source_path()}."
             )
-    if (path := config["localizer"]["weights"]) and not Path(path).exists():
+    path = config["localizer"]["weights"]
+    if path and path != "compact" and not Path(path).exists():
         trained = re.fullmatch(
             filled(paths.LOCALIZER, run="([^/]+)", variant="[^/]+"), path
         )
@@ -227,6 +228,13 @@ TRAINS = not config["localizer"]["weights"]
 VARIANTS = (
     ["text", "no_text"] if TRAINS and config["localizer"]["ablation"] else ["text"]
 )
+FINDS = config["data"]["slices"]["test"]["policy"] == "found"
+# The file of a trained localizer, where the study trains none.
+TRAINED = (
+    str(ROOT / "resources" / "compact" / "localizer.safetensors")
+    if config["localizer"]["weights"] == "compact"
+    else config["localizer"]["weights"]
+)
 BACKBONE = {key: config["localizer"][key] for key in ("backbone", "pretrained")}
 # told in a job's message through its params: a message is a pattern, in which braces are read
 BACKBONE_NOTE = backbone_note(**BACKBONE)
@@ -313,9 +321,11 @@ def shipped(model):
 
     A checksum and not an input file: the same weights in another clone are the same weights.
     """
-    section, key = {"clip": ("localizer", "backbone"), "sam": ("segmenter", "model")}[
-        model
-    ]
+    section, key = {
+        "clip": ("localizer", "backbone"),
+        "sam": ("segmenter", "model"),
+        "localizer": ("localizer", "weights"),
+    }[model]
     own = model == "sam" and config["segmenter"]["factory"]
     if config[section][key] != "compact" or own:
         return None

@@ -4,9 +4,11 @@ COMPACT = config["compact"]
 
 rule compact_pool:
     output:
-        directory("results/compact/pool"),
+        directory("results/compact/{pool}"),
     log:
-        "results/compact/logs/pool.log",
+        "results/compact/logs/{pool}.log",
+    wildcard_constraints:
+        pool="pool|wide",
     conda:
         "../envs/data.yaml"
     threads: 8
@@ -14,7 +16,7 @@ rule compact_pool:
         mem_mb=4000,
         runtime=240,
     params:
-        cfg=COMPACT["pool"],
+        cfg=lambda w: COMPACT[w.pool],
         code=code("compact_pool.py"),
     message:
         "Slices of {params.cfg[volumes]} phantoms, to train the compact models on"
@@ -47,10 +49,35 @@ rule compact_model:
         "../scripts/compact_model.py"
 
 
+rule compact_localizer:
+    input:
+        pool="results/compact/wide",
+        clip="results/compact/clip",
+    output:
+        directory("results/compact/localizer"),
+    log:
+        "results/compact/logs/localizer.log",
+    conda:
+        "../envs/torch.yaml"
+    threads: 8
+    resources:
+        gpu=1,
+        mem_mb=12000,
+        runtime=1440,
+    params:
+        cfg=COMPACT["localizer"],
+        code=code("compact_localizer.py"),
+    message:
+        "Train the shipped localizer"
+    script:
+        "../scripts/compact_localizer.py"
+
+
 rule compact:
     input:
         clip="results/compact/clip",
         sam="results/compact/sam",
+        localizer="results/compact/localizer",
     output:
         touch("results/compact/.installed"),
     log:
@@ -59,35 +86,11 @@ rule compact:
     conda:
         "../envs/report.yaml"
     resources:
-        mem_mb=1000,
+        mem_mb=2000,
         runtime=10,
     params:
         code=code("compact_install.py"),
     message:
-        "Put the trained models into resources/compact, with checksums and curves"
+        "Put what was trained, its curves and a slice into resources/compact, with checksums"
     script:
         "../scripts/compact_install.py"
-
-
-# It belongs to the CLIP that it was trained on: `make compact-extras`, after `make compact`.
-rule compact_extras:
-    input:
-        weights=filled(paths.LOCALIZER, run="demo", variant="text"),
-        history=filled(paths.TRAINING, run="demo", variant="text"),
-        phantoms=filled(paths.PHANTOMS, run="demo", batch="test-0"),
-    output:
-        touch("results/compact/.extras"),
-    log:
-        "results/compact/logs/extras.log",
-    localrule: True
-    conda:
-        "../envs/torch.yaml"
-    resources:
-        mem_mb=1000,
-        runtime=10,
-    params:
-        code=code("compact_extras.py"),
-    message:
-        "Put the demo's localizer and one of its slices into resources/compact"
-    script:
-        "../scripts/compact_extras.py"

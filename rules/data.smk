@@ -27,9 +27,57 @@ rule phantom:
         "../scripts/phantom.py"
 
 
+if FINDS:
+
+    # The localizer says which slices are taken of the scans without a label.
+    rule find_slices:
+        input:
+            volumes=made_files,
+            # functions: Snakemake's report shows what else stands here, and paths are private
+            weights=lambda w: trained_of(w.run),
+            foreign=lambda w: FOREIGN["clip"],
+        output:
+            paths.FOUND,
+        log:
+            "results/{run}/logs/find_slices/{batch}.log",
+        conda:
+            "../envs/torch.yaml"
+        threads: 8
+        resources:
+            gpu=1,
+            mem_mb=lambda wildcards, attempt: 2000 + slices_mb(wildcards, attempt),
+            runtime=lambda wildcards, attempt: 60 * attempt,
+        params:
+            cfg=lambda w: on_device(
+                "clip",
+                cases=case_rows(w),
+                classes=config["classes"],
+                trained=TRAINED_STATE,
+                preprocess=config["preprocess"],
+                roi=config["roi"],
+                **BACKBONE,
+                **{
+                    key: config["data"][key]
+                    for key in ("window", "percentiles", "orientation")
+                },
+                **{
+                    key: config["data"]["slices"]["test"][key]
+                    for key in ("count", "every")
+                },
+            ),
+            files=signatures,
+            code=code("find_slices.py"),
+            note=BACKBONE_NOTE,
+        message:
+            "Find the organs in the scans of batch {wildcards.batch}{params.note}"
+        script:
+            "../scripts/find_slices.py"
+
+
 rule slices:
     input:
         made_files,
+        found=found_slices,
     output:
         slices=paths.SLICES,
         checksums=paths.CHECKSUMS,

@@ -38,9 +38,8 @@ def case_rows(wildcards):
 def files_from_outside():
     """Input files from outside, weights among them, and what published cases are prepared from."""
     yield from FOREIGN["clip"] + FOREIGN["sam"]
-    yield from (
-        [config["localizer"]["weights"]] if config["localizer"]["weights"] else []
-    )
+    if TRAINED and not shipped("localizer"):
+        yield TRAINED
     if SOURCE in DATASETS:
         if Path(source_path()).is_dir():
             yield from (file for name in CASES for file in sources_of(name))
@@ -70,6 +69,13 @@ def made_files(wildcards):
     ]
 
 
+def found_slices(wildcards):
+    """What the localizer chose of a batch's scans, as an input file, if it is asked."""
+    if FINDS and wildcards.batch.startswith("test-"):
+        return filled(paths.FOUND, run=wildcards.run, batch=wildcards.batch)
+    return []
+
+
 def slices_mb(wildcards, attempt):
     """Memory of reading a batch's largest scan; a header may not be there yet, or not tell."""
     images = [case.image for case in MEMBERS.get(wildcards.batch, [])]
@@ -96,8 +102,8 @@ def trained_of(run, variant="text"):
     """The localizer's weights: those that the study trains, or another one's."""
     if TRAINS:
         return filled(paths.LOCALIZER, run=run, variant=variant)
-    return ancient(config["localizer"]["weights"])
+    return ancient(TRAINED)
 
 
-# what tells that weights of another run were replaced
-TRAINED_STATE = None if TRAINS else signature(config["localizer"]["weights"])
+# what tells that weights of another run, or the shipped ones, were replaced
+TRAINED_STATE = None if TRAINS else shipped("localizer") or signature(TRAINED)

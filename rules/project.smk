@@ -34,6 +34,7 @@ from xaiclip.config.prechecks import (
     check_factory,
     check_file,
     check_phantom,
+    check_shipped,
 )
 
 
@@ -56,7 +57,10 @@ def check_models():
     localizer, segmenter = config["localizer"], config["segmenter"]
     keys = ("backbone", "pretrained", "blocks")
     check_backbone(*(localizer[key] for key in keys), ROOT / "resources" / "compact")
-    if (path := localizer["weights"]) and path not in BY_HAND:
+    path = localizer["weights"]
+    if path == "compact":
+        check_shipped(ROOT / "resources" / "compact" / "localizer.safetensors")
+    elif path and path not in BY_HAND:
         check_file(path, "localizer.weights")
     path = segmenter["checkpoint"]
     if segmenter["model"] == "compact" and not segmenter["factory"] and path:

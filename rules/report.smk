@@ -167,6 +167,7 @@ rule figures:
 
 # What stands between the data and the tables.
 STUDY_SCRIPTS = [
+    *(["find_slices.py"] if FINDS else []),
     "slices.py",
     "preprocess.py",
     "train_localizer.py",
@@ -194,7 +195,7 @@ rule provenance:
             allow_missing=True,
         ),
         # functions: Snakemake's report shows what stands here as it is, and paths are private
-        localizer=lambda w: trained_of(w.run),
+        localizer=lambda w: [] if shipped("localizer") else trained_of(w.run),
         backbone=lambda w: FOREIGN["clip"],
         segmenter=lambda w: FOREIGN["sam"],
     output:
@@ -210,7 +211,7 @@ rule provenance:
         runtime=30,
     params:
         cfg=config,
-        shipped={model: shipped(model) for model in ("clip", "sam")},
+        shipped={model: shipped(model) for model in ("clip", "sam", "localizer")},
         factory=FACTORY,
         scripts={name: stage_code(name, *METHODS) for name in STUDY_SCRIPTS},
         code=code("provenance.py"),

@@ -16,7 +16,7 @@ with job(snakemake) as log:
     from xaiclip.errors import Skip, left_out
     from xaiclip.explain.attribution import Attribution, save_attributions, to_canonical_mask
     from xaiclip.explain.runner import attribute_slice
-    from xaiclip.explain.store import load_scores
+    from xaiclip.explain.store import open_scores
     from xaiclip.explain.values import explained
     from xaiclip.localizer.probabilities import open_probabilities
     from xaiclip.masks.segmented import open_masks
@@ -26,13 +26,11 @@ with job(snakemake) as log:
     cfg = snakemake.params.cfg
     set_threads(snakemake.threads)
     slices, missing = load_slices(snakemake.input.slices)
-    scores, skips = load_scores(snakemake.input.scores)
     with open_probabilities(snakemake.input.localization) as localization:
         seconds_roi = localization.seconds
     cost = json.loads(Path(snakemake.input.cost).read_text())
     values = explained(tuple(cfg["values"]))
-    done = {one.key: one for one in scores}
-    maps, rows = [], []
+    rows = []
 
     def rows_of(item, one, skips, attributions=(), seconds=0.0):
         """The rows of a slice, explained or not."""
@@ -59,20 +57,29 @@ with job(snakemake) as log:
             cost=cost,
         )
 
-    with open_masks(snakemake.input.segmentation) as segmented:
+    def maps():
+        """The maps of one slice after the other; their rows are kept."""
         for item in slices:
-            one = done.get(item.key)
-            earlier = [s for s in skips if (s.case, s.slice) == (item.case, item.index)]
+            number = stored.numbers.get((item.case, item.index))
+            earlier = [s for s in stored.skips if (s.case, s.slice) == (item.case, item.index)]
             failed: list[Skip] = []
             attributions: list[Attribution] = []
             with left_out(failed, item.case, "attribute", item.index):
-                if one:
+                if number is not None:
+                    one = stored.read(number)
                     attributions, seconds = attribute_slice(one, cfg["settings"], values)
-                    rows += rows_of(item, one, earlier, attributions, seconds)
-            if failed or not one:
-                rows += rows_of(item, None, earlier + failed)
+                    rows.extend(rows_of(item, one, earlier, attributions, seconds))
+            if failed or number is None:
+                rows.extend(rows_of(item, None, earlier + failed))
             else:
-                maps += [(item.case, item.index, attribution) for attribution in attributions]
+                for attribution in attributions:
+                    yield item.case, item.index, attribution
+
+    with (
+        open_scores(snakemake.input.scores) as stored,
+        open_masks(snakemake.input.segmentation) as segmented,
+    ):
+        save_attributions(snakemake.output.maps, maps())
     guidance, source = GUIDANCES[cfg["guidance"]]
     rows += [
         {
@@ -86,6 +93,4 @@ with job(snakemake) as log:
         for case in unreached(cfg["cases"], slices, missing)
         for organ in cfg["organs"]
     ]
-    log.info("%d maps", len(maps))
-    save_attributions(snakemake.output.maps, maps)
     write_table(snakemake.output.rows, rows, EXPLANATIONS)

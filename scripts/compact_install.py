@@ -1,4 +1,4 @@
-"""Put the trained compact models into resources/compact."""
+"""Put the trained compact models, their curves and a slice into resources/compact."""
 
 from typing import TYPE_CHECKING
 
@@ -8,19 +8,14 @@ if TYPE_CHECKING:
     from _job import snakemake
 
 with job(snakemake) as log:
-    import shutil
     from pathlib import Path
 
-    from xaiclip.files import atomic, sha256, write_text
+    from compact.shipping import draw_curves, ship, ship_example, write_sums
 
     target = Path(snakemake.scriptdir).parent / "resources" / "compact"
-    for folder in (snakemake.input.clip, snakemake.input.sam):
-        for source in sorted(Path(folder).iterdir()):
-            if source.suffix in (".json", ".safetensors", ".csv", ".gz"):
-                with atomic(target / source.name) as temporary:
-                    shutil.copyfile(source, temporary)
-    names = sorted(path.name for path in target.iterdir() if path.suffix != ".md")
-    names = [name for name in names if name != "SHA256SUMS"]
-    sums = "".join(f"{sha256(target / name)}  {name}\n" for name in names)
-    write_text(target / "SHA256SUMS", sums)
-    log.info("%d files in %s", len(names), target)
+    made = snakemake.input
+    for folder in (made.clip, made.sam, made.localizer):
+        ship(Path(folder), target)
+    draw_curves(target)
+    ship_example(target)
+    log.info("%d files in %s", write_sums(target), target)

@@ -18,15 +18,22 @@ with job(snakemake) as log:
     slices, _ = load_slices(snakemake.input.slices)
     settings = RoiSettings(**cfg["roi"])
     with open_probabilities(snakemake.input.localization) as probabilities:
-        rois, skips = {}, whole(probabilities.skips)
-        for item in slices:
-            if item.key not in probabilities:
-                continue
-            with left_out(skips, item.case, STAGE, item.index):
-                maps = probabilities[item.key]
-                letterbox = Letterbox.fit(item.image.shape, maps.shape[-1])
-                rois[item.key], empty = rois_of(item, maps, letterbox, cfg["classes"], settings)
-                for skip in empty:
-                    log.warning("%s, %s: %s", skip.case, skip.organ, skip.reason)
-                skips += empty
-    save_rois(snakemake.output[0], rois, skips)
+        skips = whole(probabilities.skips)
+
+        def rois():
+            """The ROIs of one slice after the other."""
+            for item in slices:
+                if item.key not in probabilities:
+                    continue
+                found = None
+                with left_out(skips, item.case, STAGE, item.index):
+                    maps = probabilities[item.key]
+                    letterbox = Letterbox.fit(item.image.shape, maps.shape[-1])
+                    found, empty = rois_of(item, maps, letterbox, cfg["classes"], settings)
+                    for skip in empty:
+                        log.warning("%s, %s: %s", skip.case, skip.organ, skip.reason)
+                    skips.extend(empty)
+                if found is not None:
+                    yield item.key, found
+
+        save_rois(snakemake.output[0], rois(), skips)

@@ -9,16 +9,30 @@ if TYPE_CHECKING:
     from _job import snakemake
 
 with job(snakemake) as log:
+    import json
     from dataclasses import replace
+    from functools import partial
+    from typing import Any
 
     from xaiclip.data.footprint import checksum
     from xaiclip.data.record import save_slices
     from xaiclip.data.sheet import Case
     from xaiclip.data.slices import STAGE, take_slices
+    from xaiclip.errors import CaseError
     from xaiclip.files import write_json
     from xaiclip.privacy import case_files
 
     cfg = snakemake.params.cfg
+    found: Any = {}
+    if snakemake.input.get("found"):
+        found = json.loads(Path(snakemake.input.found).read_text(encoding="utf-8"))
+
+    def chosen(name, planes):
+        """The slices that the localizer chose of a scan."""
+        if reason := found["reasons"].get(name):
+            raise CaseError(reason)
+        return found["slices"][name]
+
     slices, skips, warnings = [], [], []
     for row in cfg["cases"]:
         label = Path(row["label"]) if row["label"] else None
@@ -33,7 +47,7 @@ with job(snakemake) as log:
                 *("orientation", "implausible"),
             )
         }
-        taken = take_slices(case, {**settings, **cfg["slices"]})
+        taken = take_slices(case, {**settings, **cfg["slices"]}, partial(chosen, case.name))
         slices += taken.slices
         skips += taken.skips
         warnings += taken.warnings

@@ -99,6 +99,8 @@ def test_complete_is_idempotent_and_leaves_its_input_alone():
         ({"data": {"source": "saros", "phantom": {"settings": {"bias": 0}}}}, ["settings'"]),
         ({"data": {"slices": {"test": {"index": 3}}}}, ["'data.slices.test.index'", "policy"]),
         ({"data": {"slices": {"test": {"every": 2}}}}, ["'data.slices.test.every'", "policy"]),
+        ({"data": {"slices": {"test": {"count": 2}}}}, ["'data.slices.test.count'", "policy"]),
+        ({"data": {"slices": {"train": {"policy": "found"}}}}, ["train.policy'", "localizer"]),
         (
             {"data": {"labels": {1: "spleen", 2: "liver"}}, "classes": ["background", "liver"]},
             ["1"],
@@ -183,6 +185,7 @@ NONSENSE = {
     "data.percentiles.low": [-1, 101, 99.5],
     "data.percentiles.high": [0, 0.5, 101],
     "data.slices.test.every": [0, -1],
+    "data.slices.test.count": [0, -1],
     "data.phantom.test.CT": [-1, 0.5],
     "downloads": ["", "a$(b)", "a{b}", "a`b`", 'a"b', "a'b", "a\\b", "a\nb", "a\x1bb", "a<b>"],
     "cases_per_job": [0, -1],
@@ -290,6 +293,7 @@ def test_every_number_of_a_study_has_values_that_are_refused():
     }
     without = {key for key in numbers if key.startswith("compact.")}
     without |= {"data.slices.train.index", "data.slices.train.every", "data.slices.test.index"}
+    without |= {"data.slices.train.count"}
     without |= {"data.phantom.train.CT", "data.phantom.train.MR", "data.phantom.test.MR"}
     without |= {"segmenter.adapter.mean"}
     assert numbers - without <= set(NONSENSE)

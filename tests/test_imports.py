@@ -26,6 +26,7 @@ NEEDED = {
     "cost": {"torch", "torch._dynamo", "ptflops", "open_clip", "transformers"},
     "evaluate_localizer": set(),
     "evaluate_segmenter": {"pydicom"},
+    "find_slices": {"torch", "open_clip", "transformers", "pydicom"},
     "figures": {"matplotlib", "pandas", "skimage", "pydicom"},
     "localize": {"torch", "open_clip", "transformers"},
     "maps": {"pydicom"},

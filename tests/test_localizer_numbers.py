@@ -70,7 +70,7 @@ def test_what_the_map_maker_sees_and_what_is_added(frozen: Backbone, text: bool)
     localizer.maps = Nothing()
     tokens = [torch.randn(2, 32, 4, 4, generator=rng) for _ in range(3)]
     with torch.no_grad():
-        found = localizer.decode(tokens).numpy()
+        found = localizer.decode(tokens, torch.empty(0)).numpy()
         names = localizer.prompts().numpy() if text else np.zeros((4, 24))
     units, cosines = [], []
     for layer, block in zip(localizer.adapter, tokens, strict=True):

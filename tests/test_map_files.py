@@ -112,10 +112,11 @@ def test_a_map_that_fails_costs_itself(tmp_path, monkeypatch):
     original, calls = nifti._restored, []
 
     def planted(maps, of):
+        maps = dict(maps)
         calls.append(maps)
         if np.nanmin(maps[1]) == 2:
             raise RuntimeError("planted")
-        return original(maps, of)
+        return original(maps.items(), of)
 
     monkeypatch.setattr(nifti, "_restored", planted)
     stored = {("rise", "roi"): [("a", 1, attribution(o, i)) for i, o in enumerate(ORGANS, start=1)]}

@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 CT_RANGE = (-1024, 1500)
 #: MR values are stored so that the 0.5 and 99.5 percentiles of the non-zero voxels are 0 and this.
 MR_WHITE = 1000
-_WITHOUT_ORGAN = 2
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,12 @@ class PoolSlice:
 
 def modalities(volumes: int, mr_fraction: float) -> list[str]:
     """The modality of each volume: MR ones spread evenly, so any prefix keeps the share."""
-    share = np.floor(np.arange(volumes + 1) * mr_fraction + 1e-9)
-    return ["MR" if more else "CT" for more in np.diff(share) > 0]
+    return ["MR" if one else "CT" for one in _spread(volumes, mr_fraction)]
+
+
+def _spread(count: int, share: float) -> NDArray[np.bool_]:
+    """A share of ``count``, evenly spread."""
+    return np.diff(np.floor(np.arange(count + 1) * share + 1e-9)) > 0
 
 
 def add_volume(
@@ -60,8 +63,9 @@ def add_volume(
     affine: NDArray[np.floating],
     modality: str,
     detail: str,
+    empties: int = 2,
 ) -> Path:
-    """Write the slices of one volume that hold an organ, and up to two that do not.
+    """Write the slices of one volume that hold an organ, and up to ``empties`` that do not.
 
     ``image`` and ``label`` are (X, Y, Z) in any orientation that ``affine`` describes.
     """
@@ -74,7 +78,7 @@ def add_volume(
     grey, ids = display(image), display(label).astype(np.uint8)
     filled = ids.any((1, 2))
     empty = np.flatnonzero(~filled)
-    some = empty[np.linspace(0, len(empty) - 1, min(_WITHOUT_ORGAN, len(empty))).astype(int)]
+    some = empty[np.linspace(0, len(empty) - 1, min(empties, len(empty))).astype(int)]
     keep = np.sort(np.concatenate([np.flatnonzero(filled), some]))
     if modality == "CT":
         grey = np.clip(grey, *CT_RANGE)
@@ -93,12 +97,12 @@ def add_volume(
     return path
 
 
-def _draw(task: tuple[Path, int, str, phantom.PhantomSettings]) -> str:
-    folder, seed, modality, settings = task
+def _draw(task: tuple[Path, int, str, phantom.PhantomSettings, int]) -> str:
+    folder, seed, modality, settings, empties = task
     drawn = phantom.generate(seed, modality, settings)
     name = _name(seed, modality)
     detail = drawn.description["protocol"]
-    add_volume(folder, name, drawn.image, drawn.label, drawn.affine, modality, detail)
+    add_volume(folder, name, drawn.image, drawn.label, drawn.affine, modality, detail, empties)
     return name
 
 
@@ -113,19 +117,24 @@ def build_pool(
     mr_fraction: float,
     seed: int,
     settings: phantom.PhantomSettings = phantom.DEFAULTS,
+    wide: float = 0.0,
     workers: int = 1,
 ) -> Path:
     """Draw phantoms ``seed … seed + volumes - 1`` and write their slices into ``folder``.
 
+    A share ``wide`` of them, evenly spread, is drawn from `phantom.WIDE` in place of ``settings``,
+    and keeps six slices without an organ in place of two.
     Volumes that are already there are kept, so an interrupted call goes on where it stopped.
     The content depends on the arguments alone, not on ``workers``.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tasks = [
-        (folder, seed + i, modality, settings)
-        for i, modality in enumerate(modalities(volumes, mr_fraction))
-        if not (folder / f"{_name(seed + i, modality)}.npz").exists()
+        (folder, seed + i, kind, phantom.WIDE if odd else settings, 6 if odd else 2)
+        for i, (kind, odd) in enumerate(
+            zip(modalities(volumes, mr_fraction), _spread(volumes, wide), strict=True)
+        )
+        if not (folder / f"{_name(seed + i, kind)}.npz").exists()
     ]
     log.info("%d of %d volumes to draw", len(tasks), volumes)
     if workers <= 1 or len(tasks) <= 1:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xaiclip.api import explain as explain
+    from xaiclip.api import find_slice as find_slice
     from xaiclip.api import load_model as load_model
     from xaiclip.api import locate as locate
     from xaiclip.explanation import Explanation as Explanation
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Explanation", "explain", "load_image", "load_model", "locate"]
+__all__ = ["Explanation", "explain", "find_slice", "load_image", "load_model", "locate"]
 
 #: Where each name is. By name, so that a stage's code does not hang on what calls the stages.
 _PLACES = {
     "Explanation": "xaiclip.explanation",
+    "find_slice": "xaiclip.api",
     "load_image": "xaiclip.images",
     "load_model": "xaiclip.api",
     "locate": "xaiclip.api",

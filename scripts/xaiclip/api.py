@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from xaiclip import plugins
 from xaiclip.errors import CaseError, ConfigError, named_extras
 from xaiclip.explain import GRADIENT_PRECISION, differentiates
-from xaiclip.images import load_image
+from xaiclip.images import load_found, load_image
 from xaiclip.organs import SIX_CLASSES
 from xaiclip.seeds import derived
 
@@ -240,6 +240,41 @@ def locate(
         locator = localizer if isinstance(localizer, Locator) else Locator(localizer, device)
         found = locator.rois(load_image(image, **reading), settings)
     return {organ: roi for organ, roi in found.items() if roi.box is not None}
+
+
+def find_slice(
+    image: Image,
+    organs: Sequence[str] | None = None,
+    localizer: str | os.PathLike[str] | Any = "compact",
+    *,
+    device: str = "auto",
+    **reading: Any,
+) -> Slice:
+    """The slice of a volume in which the localizer finds the most of some organs.
+
+    `xaiclip.data.found.most_shown` says what is more. Of a picture or an array, the slice it is.
+
+    Args:
+        image: what `load_image` takes, with its arguments in ``reading`` but ``slice``, ``label``.
+        organs: those that are wanted; None: all that the localizer knows.
+        localizer: as of `locate`.
+        device: where it runs.
+
+    Raises:
+        ConfigError: no such localizer, or one that does not know an organ.
+        CaseError: it cannot be read, or none of the organs is found.
+    """
+    if not isinstance(image, str | os.PathLike):
+        return load_image(image, **reading)
+    with named_extras():
+        from xaiclip.localizer.locating import Locator
+
+        locator = localizer if isinstance(localizer, Locator) else Locator(localizer, device)
+    known = locator.classes[1:]
+    wanted = list(known if organs is None else organs)
+    if unknown := [organ for organ in wanted if organ not in known]:
+        raise ConfigError(f"the localizer knows no {unknown[0]}; it knows {', '.join(known)}.")
+    return load_found(image, lambda planes: locator.find(planes, wanted), **reading)
 
 
 def _named_model(

@@ -309,8 +309,9 @@ def _labelled(item: Slice, organs: Sequence[str]) -> dict[str, Any]:
 
 def _located(given: argparse.Namespace, say: _Words) -> tuple[Locator, Slice]:
     """The localizer, and the slice: as told, or where it sees most of what was asked for."""
+    from xaiclip.api import find_slice
     from xaiclip.errors import named_extras
-    from xaiclip.images import load_image, load_slices
+    from xaiclip.images import load_image
 
     with named_extras():
         from xaiclip.localizer.locating import Locator
@@ -324,7 +325,7 @@ def _located(given: argparse.Namespace, say: _Words) -> tuple[Locator, Slice]:
     if given.slice is not None:
         item = load_image(given.scan, slice=given.slice, **_reading(given))
     else:
-        item = locator.choose(load_slices(given.scan, **_reading(given)), given.organ or known)
+        item = find_slice(given.scan, given.organ or None, locator, **_reading(given))
     _say_modality(given, item, say)
     return locator, item
 

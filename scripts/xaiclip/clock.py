@@ -20,6 +20,7 @@ class Clock:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.seconds: dict[str, float] = {}
+        self._device = device
         self._queues = not str(device).startswith("cpu")
 
     @contextmanager
@@ -35,5 +36,5 @@ class Clock:
         if self._queues:
             import torch
 
-            torch.accelerator.synchronize()
+            torch.accelerator.synchronize(self._device)
         return time.perf_counter()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TypeVar
 
 import torch
@@ -58,11 +58,46 @@ def choose_precision(device: torch.device | str, name: str = "auto") -> str:
 
 
 def autocast(device: torch.device | str, precision: str) -> AbstractContextManager[object]:
-    """The context in which a model computes in ``precision``; fp32 switches autocast off."""
+    """The context in which a model computes in ``precision``.
+
+    fp32 switches autocast off, and on CUDA the rounding of convolutions to TF32, which PyTorch does
+    unasked; matrix products it rounds only for who asks
+    (``torch.set_float32_matmul_precision``).
+    """
     kind = torch.device(device).type
-    if precision == "fp32":
-        return torch.autocast(kind, enabled=False) if kind != "mps" else nullcontext()
-    return torch.autocast(kind, dtype=PRECISIONS[precision])
+    if precision != "fp32":
+        return torch.autocast(kind, dtype=PRECISIONS[precision])
+    if kind == "cuda":
+        return _unrounded()
+    return torch.autocast(kind, enabled=False) if kind != "mps" else nullcontext()
+
+
+@contextmanager
+def _unrounded() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def bring(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the CPU on ``device``; CUDA goes on with what is queued meanwhile.
+
+    The tensor may be changed or freed at once; on MPS it may not, so there the copy is waited for.
+    """
+    return tensor.to(device, non_blocking=torch.device(device).type == "cuda")
+
+
+def free_cache(device: torch.device | str) -> None:
+    """Hand back the memory that PyTorch keeps of ``device`` for later."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        torch.cuda.empty_cache()
+    elif kind == "mps":
+        torch.mps.empty_cache()
 
 
 def out_of_memory(error: BaseException) -> bool:

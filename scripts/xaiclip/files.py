@@ -9,6 +9,7 @@ import os
 import stat
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from xaiclip.errors import ConfigError, Skip, StorageError
 
@@ -141,20 +142,50 @@ def write_json(path: str | os.PathLike[str], value: Any, private: bool = False) 
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+class ArrayWriter:
+    """Writes named arrays to one .npz file, one after the other: none is kept.
+
+    ``meta``, JSON-able, may be set until the end. Use it inside `writing_arrays`.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+        self.meta: Any = None
+
+    def __setitem__(self, name: str, array: ArrayLike) -> None:
+        """Write an array; its name may contain slashes.
+
+        Raises:
+            TypeError: it holds Python objects.
+        """
+        packed = np.asarray(array)
+        if packed.dtype.hasobject:
+            raise TypeError(f"array '{name}' holds Python objects; only plain numbers are stored")
+        # as numpy.savez_compressed does, which wants all arrays at once
+        with self._archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+            np.lib.format.write_array(stream, packed, allow_pickle=False)
+
+
+@contextmanager
+def writing_arrays(path: str | os.PathLike[str]) -> Iterator[ArrayWriter]:
+    """One compressed .npz file, atomically; what is written to it depends on the content alone."""
+    with (
+        atomic(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        writer = ArrayWriter(archive)
+        yield writer
+        writer[_META] = np.frombuffer(json.dumps(writer.meta).encode(), dtype=np.uint8)
+
+
 def save_arrays(
     path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], meta: Any = None
 ) -> None:
-    """Write named arrays and a JSON-able ``meta`` to one compressed .npz file, atomically.
-
-    Names may contain slashes. The bytes depend on the content alone.
-    """
-    packed = {name: np.asarray(array) for name, array in arrays.items()}
-    for name, array in packed.items():
-        if array.dtype.hasobject:
-            raise TypeError(f"array '{name}' holds Python objects; only plain numbers are stored")
-    packed[_META] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
-    with atomic(path) as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(stream, allow_pickle=False, **packed)
+    """Write named arrays and a JSON-able ``meta`` to one file of `writing_arrays`."""
+    with writing_arrays(path) as writer:
+        for name, array in arrays.items():
+            writer[name] = array
+        writer.meta = meta
 
 
 class Arrays(Mapping[str, NDArray[Any]]):

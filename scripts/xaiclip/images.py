@@ -16,7 +16,7 @@ from xaiclip.data.grey_values import implausible
 from xaiclip.data.picture import PICTURES
 from xaiclip.data.record import Slice
 from xaiclip.data.sheet import MODALITIES, Case
-from xaiclip.data.slices import take_slices, window_ct, window_mr
+from xaiclip.data.slices import Find, take_slices, window_ct, window_mr
 from xaiclip.data.volumes import read_volume
 from xaiclip.errors import CaseError, named_extras
 from xaiclip.organs import FLARE22, SIX_CLASSES
@@ -62,48 +62,79 @@ def load_image(
     """
     if isinstance(image, Slice):
         return image
-    if modality is not None and modality not in MODALITIES:
-        raise CaseError(f"modality is {modality!r}; it must be {' or '.join(MODALITIES)}.")
     if not isinstance(image, str | os.PathLike):
         if slice is not None or label is not None:
             raise CaseError("slice and label belong to a file; an array is one slice already.")
+        _check_modality(modality)
         return _of_array(np.asarray(image), modality, window, percentiles, name)
-    case = Case(name, Path(image), Path(label) if label else None, modality or "", "test")
-    policy = "middle" if label is None else "middle_labelled"
-    settings = {
-        **_reading(window, percentiles, orientation),
-        "classes": list(classes),
-        "labels": dict(labels),
-        "policy": policy if slice is None else "index",
-        "index": slice,
-    }
-    return _taken(case, settings)[0]
+    return _of_file(
+        image,
+        slice=slice,
+        label=label,
+        modality=modality,
+        window=window,
+        percentiles=percentiles,
+        orientation=orientation,
+        classes=classes,
+        labels=labels,
+        name=name,
+    )
 
 
-def load_slices(
+def load_found(image: str | os.PathLike[str], find: Find, **reading: Any) -> Slice:
+    """The slice of a file that ``find`` chooses of its slices.
+
+    Args:
+        image: a volume; of a single slice, that one.
+        find: gets the slices as they are shown.
+        reading: arguments of `load_image`, without ``slice`` and ``label``.
+
+    Raises:
+        CaseError: it cannot be read, or ``find`` finds nothing.
+    """
+    return _of_file(image, find=find, **reading)
+
+
+def _of_file(
     image: str | os.PathLike[str],
     *,
+    slice: int | None = None,
+    find: Find | None = None,
+    label: str | os.PathLike[str] | None = None,
     modality: str | None = None,
     window: tuple[float, float] = (40, 400),
     percentiles: tuple[float, float] = (0.5, 99.5),
     orientation: str | None = None,
+    classes: Sequence[str] = SIX_CLASSES,
+    labels: Mapping[int, str] = FLARE22,
     name: str = NAME,
-) -> list[Slice]:
-    """All axial slices of a file that are not constant; arguments as of `load_image`."""
-    case = Case(name, Path(image), None, modality or "", "test")
-    reading = _reading(window, percentiles, orientation)
-    return _taken(case, {**reading, "classes": [], "labels": {}, "policy": "all"})
-
-
-def _reading(
-    window: tuple[float, float], percentiles: tuple[float, float], orientation: str | None
-) -> dict[str, Any]:
-    return {
+) -> Slice:
+    _check_modality(modality)
+    case = Case(name, Path(image), Path(label) if label else None, modality or "", "test")
+    policy = "middle" if label is None else "middle_labelled"
+    settings = {
         "window": {"level": window[0], "width": window[1]},
         "percentiles": {"low": percentiles[0], "high": percentiles[1]},
         "orientation": orientation,
         "implausible": "warn",
+        "classes": list(classes),
+        "labels": dict(labels),
+        "policy": "found" if find else policy if slice is None else "index",
+        "index": slice,
     }
+    with named_extras():
+        if not case.modality:
+            case = _with_modality(case, orientation)
+        taken = take_slices(case, settings, find)
+    if not taken.slices:
+        reason = taken.skips[0].reason if taken.skips else "no slice could be taken"
+        raise CaseError(reason, case.image)
+    return taken.slices[0]
+
+
+def _check_modality(modality: str | None) -> None:
+    if modality is not None and modality not in MODALITIES:
+        raise CaseError(f"modality is {modality!r}; it must be {' or '.join(MODALITIES)}.")
 
 
 def _of_array(
@@ -138,17 +169,6 @@ def _of_array(
     height, width = grey.shape
     nowhere = Geometry(oriented_affine("LPS", (1, 1, 1)), (width, height, 1), measured=False)
     return Slice(name, 0, modality or "", np.ascontiguousarray(grey), None, nowhere)
-
-
-def _taken(case: Case, settings: Mapping[str, Any]) -> list[Slice]:
-    with named_extras():
-        if not case.modality:
-            case = _with_modality(case, settings["orientation"])
-        taken = take_slices(case, settings)
-    if not taken.slices:
-        reason = taken.skips[0].reason if taken.skips else "no slice could be taken"
-        raise CaseError(reason, case.image)
-    return taken.slices
 
 
 def _with_modality(case: Case, orientation: str | None) -> Case:

@@ -7,13 +7,14 @@ shapes (ellipsoids, tubes, polar outlines) are painted there in order, back to f
 resampled, so the label map agrees with the image by construction.
 """
 
-from compact.phantom.settings import DEFAULTS, MODALITIES, ORGANS, PhantomSettings
+from compact.phantom.settings import DEFAULTS, MODALITIES, ORGANS, WIDE, PhantomSettings
 from compact.phantom.volume import PhantomVolume, generate, write
 
 __all__ = [
     "DEFAULTS",
     "MODALITIES",
     "ORGANS",
+    "WIDE",
     "PhantomSettings",
     "PhantomVolume",
     "generate",

@@ -15,7 +15,7 @@ def liver(p: Patient) -> None:
     """Both lobes and the caudate, hollowed below, with hepatic and portal veins."""
     c, u = p.c, p.u
     f = p.size()
-    ox, oy, oz = p.rng.normal(0, (4, 5, 7))
+    ox, oy, oz = p.settings.place * p.rng.normal(0, (4, 5, 7))
     box = c.box((-115, -60, -105), (150, 150, 115))
     _, d = c.ellipsoid((82 + ox, 42 + oy, 42 + oz), (72 * f, 100 * f, 74 * f), u(-6, 6), box)
     reach = u(0.7, 1.35)  # how low the right lobe hangs
@@ -74,7 +74,7 @@ def spleen(p: Patient) -> None:
         return
     c, u = p.c, p.u
     f = p.size() * u(0.85, 1.25)
-    at = np.array([-102, -6, 28]) + p.rng.normal(0, (4, 7, 9))
+    at = np.array([-102, -6, 28]) + p.settings.place * p.rng.normal(0, (4, 7, 9))
     box, d = c.ellipsoid(at, (42 * f, 62 * f, 56 * f), u(-35, -8))
     hollow = at + (u(38, 50), u(18, 28), 0)
     _, hole = c.ellipsoid(hollow, (38, 56, 60), u(-35, -10), box)

@@ -33,7 +33,7 @@ class Patient:
         )
         self.lesion_count = 0
         self.kidney_at = {
-            side: np.array([side * 71, 0, height]) + rng.normal(0, (5, 5, 9))
+            side: np.array([side * 71, 0, height]) + settings.place * rng.normal(0, (5, 5, 9))
             for side, height in ((1, -16.0), (-1, -3.0))
         }
 
@@ -47,8 +47,8 @@ class Patient:
 
     def move(self, points: Iterable[Point], common: float = 4.0, each: float = 2.5) -> np.ndarray:
         """Shift points together and one by one (standard deviations in mm)."""
-        p = np.asarray(list(points), np.float64)
-        return p + self.rng.normal(0, common, 3) + self.rng.normal(0, each, p.shape)
+        p, place = np.asarray(list(points), np.float64), self.settings.place
+        return p + self.rng.normal(0, common, 3) * place + self.rng.normal(0, each, p.shape)
 
     def has(self, organ: str) -> bool:
         """Whether the patient has this organ."""

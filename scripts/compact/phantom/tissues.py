@@ -61,6 +61,24 @@ TEXTURE: dict[str, tuple[float, float]] = {
 }
 
 
+#: Tissues that look alike in everybody.
+_PLAIN = ("gas", "lung", "fat", "visceral fat", "cortical bone", "calcium", "table")
+
+
+def _odd(
+    rng: np.random.Generator, values: dict[str, float], unit: float, settings: PhantomSettings
+) -> dict[str, float]:
+    """Grey values that depart from their ranges; nothing is drawn where none may."""
+    if not settings.odd:
+        return values
+    spread = rng.uniform(0, settings.odd) * unit
+    lowest = 0.01 if unit < 1 else -60.0
+    return {
+        name: value if name in _PLAIN else max(lowest, value + float(rng.normal(0, spread)))
+        for name, value in values.items()
+    }
+
+
 def intensities(
     rng: np.random.Generator, modality: str, settings: PhantomSettings
 ) -> tuple[dict[str, float], float, str]:
@@ -75,7 +93,7 @@ def intensities(
         if phase == 0 and rng.random() < 0.2:
             values["liver"] -= rng.uniform(10, 35)  # steatosis
         values["renal medulla"] = min(values["renal medulla"], values["renal cortex"])
-        return values, 1.0, PHASES[phase]
+        return _odd(rng, values, 1.0, settings), 1.0, PHASES[phase]
     weights = np.asarray(settings.mr_styles)
     style = MR_STYLES[int(rng.choice(len(MR_STYLES), p=weights / weights.sum()))]
     column = 5 if style.startswith("T2") else 4
@@ -91,5 +109,6 @@ def intensities(
         if column == 4:  # an enhanced scan: borrow the uptake of the CT phase
             for name, row in TISSUES.items():
                 values[name] += max(0.0, float(np.mean(row[phase]) - np.mean(row[0]))) / 260
+    values = _odd(rng, values, 1 / 250, settings)
     scale = float(np.exp(rng.uniform(np.log(150), np.log(1500))))
     return {n: v * scale for n, v in values.items()}, scale / 400, style

@@ -8,7 +8,7 @@ from typing import Any
 from xaiclip import plugins
 from xaiclip.config.names import check_class, check_distinct, check_path
 from xaiclip.errors import ConfigError
-from xaiclip.organs import BACKGROUND, FLARE22, organs_of
+from xaiclip.organs import BACKGROUND, FLARE22, SIX_CLASSES, organs_of
 from xaiclip.published.catalogue import WEIGHTS
 
 Config = Mapping[str, Any]
@@ -29,6 +29,7 @@ def check_together(config: Config, defaults: Config) -> None:
     _check_paths(config)
     _check_data(config["data"])
     _check_localizer(config)
+    _check_shipped(config)
     _check_explain(config)
     _check_segmenter(config["segmenter"])
     for key, why in _unread(config):
@@ -68,8 +69,10 @@ def _unread(config: Config) -> Iterator[tuple[str, str]]:
         why = f"'{where}.policy' is '{chosen['policy']}'"
         if chosen["policy"] != "index":
             yield f"{where}.index", why
-        if chosen["policy"] != "all" and chosen["every"] != 1:
+        if chosen["policy"] not in ("all", "found") and chosen["every"] != 1:
             yield f"{where}.every", why
+        if chosen["policy"] != "found":
+            yield f"{where}.count", why
     if segmenter["factory"]:
         for key in ("model", "attention"):
             yield f"segmenter.{key}", "'segmenter.factory' makes the segmenter"
@@ -141,6 +144,11 @@ def _check_paths(config: Config) -> None:
 def _check_data(data: Config) -> None:
     if data["source"] == "sheet" and not data["sheet"]:
         raise ConfigError("config key 'data.sheet' is empty; source 'sheet' needs a sample sheet.")
+    if data["slices"]["train"]["policy"] == "found":
+        raise ConfigError(
+            "config key 'data.slices.train.policy' is 'found', but these slices train the "
+            "localizer that would find: take 'all' or 'middle_labelled'."
+        )
     if data["percentiles"]["low"] >= data["percentiles"]["high"]:
         raise ConfigError("config key 'data.percentiles.low' must be below its 'high'.")
     for split in ("train", "test"):
@@ -166,6 +174,24 @@ def _check_localizer(config: Config) -> None:
         raise ConfigError(
             f"config key 'preprocess.tiles' is {preprocess['tiles']}; tiles of {preprocess['size']}"
             " pixels need at least 4 of them each."
+        )
+
+
+def _check_shipped(config: Config) -> None:
+    """The shipped localizer knows six classes, on the shipped backbone, on its own tokens."""
+    localizer = config["localizer"]
+    if localizer["weights"] != "compact":
+        return
+    other = "name another one's file, or leave 'localizer.weights' empty to train one."
+    if localizer["backbone"] != "compact":
+        raise ConfigError(
+            "config key 'localizer.weights' is 'compact', which was trained on the backbone "
+            f"'compact', not on '{localizer['backbone']}': {other}"
+        )
+    if tuple(config["classes"]) != SIX_CLASSES:
+        raise ConfigError(
+            "config key 'localizer.weights' is 'compact', which knows the classes "
+            f"{', '.join(SIX_CLASSES)}, in this order: take 'classes' out, or {other}"
         )
 
 

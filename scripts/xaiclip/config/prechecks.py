@@ -39,6 +39,18 @@ def check_file(path: str, key: str) -> None:
         raise ConfigError(f"config key '{key}': {error}") from None
 
 
+def check_shipped(path: Path) -> None:
+    """Refuse a clone from which a shipped file is gone.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"{path} is missing: restore it, or train the compact models with `make compact`."
+        )
+
+
 def check_phantom(settings: Iterable[str], known: Sequence[str]) -> None:
     """Refuse settings of the phantom that it does not have.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xaiclip.data.found import most_shown
 from xaiclip.data.geometry import Volume, display
 from xaiclip.data.grey_values import implausible
 from xaiclip.data.labels import read_classes
@@ -36,28 +38,73 @@ def window_ct(hu: NDArray[Any], level: float, width: float) -> NDArray[np.uint8]
     return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
 
 
-def window_mr(
-    volume: NDArray[Any],
-    low: float,
-    high: float,
-    planes: Sequence[int] | None = None,
-) -> NDArray[np.uint8]:
+def window_mr(volume: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     """MR intensities to 0…255 between two percentiles of the non-zero voxels of the volume.
 
     Args:
         volume: (X, Y, Z).
         low, high: percentiles.
-        planes: axial indices that are wanted; all of them if None.
     """
-    wanted = volume if planes is None else volume[:, :, list(planes)]
+    return between(volume, mr_limits(volume, low, high))
+
+
+def mr_limits(volume: NDArray[Any], low: float, high: float) -> tuple[float, float]:
+    """Two percentiles of the non-zero voxels of a volume: what is shown black, and white."""
     tissue = volume[volume != 0].astype(np.float32)
     if not tissue.size:
-        return np.zeros(wanted.shape, dtype=np.uint8)
+        return 0.0, 0.0
     black, white = np.percentile(tissue, [low, high], overwrite_input=True)
+    return black, white
+
+
+def between(values: NDArray[Any], limits: tuple[float, float]) -> NDArray[np.uint8]:
+    """Grey values to 0…255, linear between two limits; all 0 where these do not differ."""
+    black, white = limits
     if white <= black:
-        return np.zeros(wanted.shape, dtype=np.uint8)
-    scaled = (np.asarray(wanted, dtype=np.float32) - black) / (white - black)
+        return np.zeros(values.shape, dtype=np.uint8)
+    scaled = (np.asarray(values, dtype=np.float32) - black) / (white - black)
     return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+
+
+class Planes:
+    """The axial slices of a scan, as they are shown: each is made when it is asked for.
+
+    Args:
+        image: the scan.
+        modality: ``CT`` or ``MR``.
+        settings: ``window`` (level, width), ``percentiles`` (low, high).
+    """
+
+    def __init__(self, image: Volume, modality: str, settings: Mapping[str, Any]) -> None:
+        self._image, self._modality, self._settings = image, modality, settings
+
+    def __len__(self) -> int:
+        return int(self._image.array.shape[2])
+
+    @property
+    def spacing(self) -> float | None:
+        """Distance of the slices, mm; None where it is unknown."""
+        geometry = self._image.geometry
+        return geometry.spacing[2] if geometry.measured else None
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """uint8 (H, W); a picture, or a CT of 8 bits, was windowed by someone else."""
+        plane = self._image.array[:, :, index]
+        if plane.dtype == np.uint8 and (self._modality == "CT" or is_picture(self._image)):
+            return display(plane)
+        if self._modality == "CT":
+            window = self._settings["window"]
+            return display(window_ct(plane, window["level"], window["width"]))
+        return display(between(plane, self._limits))
+
+    @cached_property
+    def _limits(self) -> tuple[float, float]:
+        percentiles = self._settings["percentiles"]
+        return mr_limits(self._image.array, percentiles["low"], percentiles["high"])
+
+
+#: What chooses slices of a scan for policy ``found``: their axial indices.
+Find = Callable[[Planes], Sequence[int]]
 
 
 def choose_slices(
@@ -66,16 +113,20 @@ def choose_slices(
     labels: NDArray[np.uint8] | None,
     index: int | None = None,
     every: int = 1,
+    count: int = 1,
+    find: Callable[[], Sequence[int]] | None = None,
 ) -> list[int]:
     """Axial indices that a policy picks; of a single slice, every policy picks it.
 
     Args:
-        policy: ``middle``, ``middle_labelled``, ``index`` or ``all``.
+        policy: ``middle``, ``middle_labelled``, ``index``, ``all`` or ``found``.
         depth: number of axial slices.
         labels: (X, Y, Z) class indices, or None.
         index: of the canonical volume, counted from the feet, for policy ``index``.
         every: step of policy ``all``, over the slices that hold a wanted organ (over all
-            slices, without labels).
+            slices, without labels); the least distance of two slices of policy ``found``.
+        count: of slices, for policy ``found``.
+        find: chooses them for policy ``found``, where there are no labels.
 
     Raises:
         CaseError: the policy picks nothing.
@@ -102,17 +153,42 @@ def choose_slices(
         if held is not None and not held.size:
             raise CaseError("its label holds none of the wanted organs.")
         return [int(k) for k in (np.arange(depth) if held is None else held)[::every]]
+    if policy == "found" and labels is not None:
+        organs = np.arange(1, int(labels.max()) + 1)
+        if not organs.size:
+            raise CaseError("its label holds none of the wanted organs.")
+        return most_shown(
+            lambda some: np.array([[(labels[:, :, k] == o).mean() for o in organs] for k in some]),
+            depth,
+            count=count,
+            apart=every,
+        )
+    if policy == "found" and find is not None:
+        return list(find())
     raise ValueError(f"unknown slice policy '{policy}'")
 
 
-def take_slices(case: Case, settings: Mapping[str, Any]) -> Taken:
+def read_planes(case: Case, settings: Mapping[str, Any]) -> Planes:
+    """The axial slices of a case's scan; ``settings`` as of `take_slices`.
+
+    Raises:
+        CaseError: it cannot be read.
+    """
+    with _role("image"):
+        image = read_volume(case.image, orientation=settings.get("orientation"))
+    return Planes(image, case.modality, settings)
+
+
+def take_slices(case: Case, settings: Mapping[str, Any], find: Find | None = None) -> Taken:
     """The wanted slices of a case.
 
     Args:
         case: files and modality.
         settings: ``classes``, ``labels`` (id to organ), ``window`` (level, width),
-            ``percentiles`` (low, high), ``policy``, ``index``, ``every``, ``orientation`` (of files
-            that tell none, or None), ``implausible`` (``warn`` or ``refuse``).
+            ``percentiles`` (low, high), ``policy``, ``index``, ``every``, ``count``,
+            ``orientation`` (of files that tell none, or None), ``implausible`` (``warn`` or
+            ``refuse``).
+        find: chooses slices for policy ``found``, of a scan without a label.
 
     Returns:
         The slices; what was left out: the case if it cannot be used, slices that are constant or
@@ -124,13 +200,13 @@ def take_slices(case: Case, settings: Mapping[str, Any]) -> Taken:
         if problem:
             taken.skips.append(Skip(case.name, "prepare", problem))
         else:
-            _take(case, settings, taken)
+            _take(case, settings, taken, find)
         return taken
     taken.slices.clear()  # what was taken of a case before it failed is not the case
     return taken
 
 
-def _take(case: Case, settings: Mapping[str, Any], taken: Taken) -> None:
+def _take(case: Case, settings: Mapping[str, Any], taken: Taken, find: Find | None) -> None:
     orientation = settings.get("orientation")
     refuse = settings.get("implausible") == "refuse"
 
@@ -155,17 +231,19 @@ def _take(case: Case, settings: Mapping[str, Any], taken: Taken) -> None:
                 orientation=orientation,
             )
         doubt("label", reasons)
+    planes = Planes(image, case.modality, settings)
     with _role("image"):
         chosen = choose_slices(
             settings["policy"],
-            image.array.shape[2],
+            len(planes),
             labels,
             settings.get("index"),
             settings.get("every", 1),
+            settings.get("count", 1),
+            None if find is None else lambda: find(planes),
         )
-    grey = _windowed(image, chosen, case.modality, settings)
-    for position, index in enumerate(chosen):
-        pixels = display(grey[:, :, position])
+    for index in chosen:
+        pixels = planes[index]
         classes = None if labels is None else display(labels[:, :, index])
         if pixels.min() == pixels.max():
             reason = f"image: axial slice {index} is constant after windowing"
@@ -198,23 +276,11 @@ def _grey_doubts(image: Volume, modality: str) -> list[str]:
     if image.array.dtype != np.uint8:
         reason = implausible(image.array, modality)
         return [] if reason is None else [reason]
-    if modality == "CT" and not _is_picture(image):
+    if modality == "CT" and not is_picture(image):
         return ["its grey values have 8 bits: they are taken as windowed already."]
     return []
 
 
-def _is_picture(image: Volume) -> bool:
+def is_picture(image: Volume) -> bool:
+    """Whether someone windowed it: its file holds what is shown."""
     return image.path.name.lower().endswith((*PICTURES, ".npz"))
-
-
-def _windowed(
-    image: Volume, chosen: Sequence[int], modality: str, settings: Mapping[str, Any]
-) -> NDArray[np.uint8]:
-    """Axial slices (X, Y, n) in 8 bits; a picture or CT of 8 bits was windowed by someone else."""
-    if image.array.dtype == np.uint8 and (modality == "CT" or _is_picture(image)):
-        return image.array[:, :, list(chosen)]
-    if modality == "CT":
-        window = settings["window"]
-        return window_ct(image.array[:, :, list(chosen)], window["level"], window["width"])
-    percentiles = settings["percentiles"]
-    return window_mr(image.array, percentiles["low"], percentiles["high"], chosen)

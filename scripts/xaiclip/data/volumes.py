@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ def check_same_grid(image: Volume, label: Volume) -> None:
 
 
 def restore(
-    slices: Mapping[int, NDArray[Any]],
+    slices: Mapping[int, NDArray[Any]] | Iterable[tuple[int, NDArray[Any]]],
     geometry: Geometry,
     *,
     fill: float = np.nan,
@@ -205,13 +205,13 @@ def restore(
     """Put axial slices back into a volume in the stored orientation: the inverse of slicing.
 
     Args:
-        slices: (H, W) by axial index in the canonical volume.
+        slices: (H, W) by axial index in the canonical volume; none is kept.
         geometry: of the source volume.
         fill: of all other voxels.
         dtype: of the voxels.
     """
     canonical = np.full(geometry.canonical_shape, fill, dtype=dtype)
-    for index, one in slices.items():
+    for index, one in slices.items() if isinstance(slices, Mapping) else slices:
         canonical[::-1, ::-1, index] = one.T
     return _image(geometry.from_canonical(canonical), geometry.affine, measured=geometry.measured)
 

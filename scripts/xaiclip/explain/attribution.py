@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -14,10 +16,12 @@ from numpy.typing import NDArray
 
 from xaiclip.explain.packing import is_smooth, pack, unpack
 from xaiclip.explain.recipes import Recipe, from_facts
-from xaiclip.files import Arrays, open_arrays, save_arrays
+from xaiclip.files import Arrays, ArrayWriter, open_arrays, writing_arrays
 
 #: Side of the canonical grid: a slice stretched to a square, without padding.
 GRID = 512
+#: Arrays that recipes share and that are kept while maps are read.
+_KEPT = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,49 +76,64 @@ def to_canonical_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def save_attributions(
-    path: str | os.PathLike[str], attributions: Sequence[tuple[str, int, Attribution]]
+    path: str | os.PathLike[str], attributions: Iterable[tuple[str, int, Attribution]]
 ) -> None:
-    """Write the maps of a batch: triples of case, slice index and attribution.
+    """Write the maps of a batch: triples of case, slice index and attribution; none is kept.
 
     A map comes out again to the last bit. Where its recipe gives the very same map, the file holds
     the recipe.
     """
-    arrays: dict[str, NDArray[Any]] = {}
-    shared: dict[int, str] = {}
-    meta = []
-    for i, (case, index, one) in enumerate(attributions):
-        facts = {k: v for k, v in vars(one).items() if k not in ("map", "error", "recipe")}
-        if one.recipe is not None and _same(one.recipe.map(), one.map):
-            facts["recipe"] = _put_recipe(arrays, shared, one.recipe)
-        else:
-            _put(arrays, f"{i}", one.map)
-        if one.error is not None:
-            arrays[f"{i}/error"] = one.error
-        meta.append({"case": case, "slice": index, **facts})
-    save_arrays(path, arrays, meta)
+    shared = _Shared()
+    with writing_arrays(path) as writer:
+        writer.meta = []
+        for i, (case, index, one) in enumerate(attributions):
+            facts = {k: v for k, v in vars(one).items() if k not in ("map", "error", "recipe")}
+            if one.recipe is not None and _same(one.recipe.map(), one.map):
+                facts["recipe"] = _put_recipe(writer, shared, one.recipe)
+            else:
+                _put(writer, f"{i}", one.map)
+            if one.error is not None:
+                writer[f"{i}/error"] = one.error
+            writer.meta.append({"case": case, "slice": index, **facts})
+
+
+class _Shared:
+    """The names of arrays that several recipes hold, for as long as the arrays live."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, tuple[weakref.ref[Any], str]] = {}
+        self._count = 0
+
+    def name(self, array: NDArray[Any]) -> tuple[str, bool]:
+        """Its name, and whether it is a new one."""
+        known, name = self._names.get(id(array), (None, ""))
+        if known is not None and known() is array:  # else another array once lay there
+            return name, False
+        name = f"shared/{self._count}"
+        self._count += 1
+        self._names[id(array)] = weakref.ref(array), name
+        return name, True
 
 
 def _same(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
     return np.array_equal(one.view(np.uint32), other.view(np.uint32))
 
 
-def _put(arrays: dict[str, NDArray[Any]], name: str, array: NDArray[Any]) -> None:
+def _put(writer: ArrayWriter, name: str, array: NDArray[Any]) -> None:
     if array.dtype == np.float32 and array.ndim == 2 and is_smooth(array):
-        arrays[f"{name}/packed"] = pack(array)
+        writer[f"{name}/packed"] = pack(array)
     else:
-        arrays[name] = array
+        writer[name] = array
 
 
-def _put_recipe(
-    arrays: dict[str, NDArray[Any]], shared: dict[int, str], recipe: Recipe
-) -> dict[str, Any]:
+def _put_recipe(writer: ArrayWriter, shared: _Shared, recipe: Recipe) -> dict[str, Any]:
     facts: dict[str, Any] = {"kind": type(recipe).__name__}
     for key, value in vars(recipe).items():
         if isinstance(value, np.ndarray):
-            if id(value) not in shared:
-                shared[id(value)] = f"shared/{len(shared)}"
-                _put(arrays, shared[id(value)], value)
-            value = {"array": shared[id(value)]}
+            name, new = shared.name(value)
+            if new:
+                _put(writer, name, value)
+            value = {"array": name}
         facts[key] = value
     return facts
 
@@ -124,7 +143,8 @@ class StoredAttributions:
 
     def __init__(self, stored: Arrays) -> None:
         self._stored = stored
-        self._shared: dict[str, NDArray[Any]] = {}
+        # the maps of a slice share arrays; those of many slices would fill the memory
+        self._shared = lru_cache(maxsize=_KEPT)(self._array)
 
     def find(self, **wanted: Any) -> list[tuple[int, Mapping[str, Any]]]:
         """Number and facts of the maps of, say, ``case="a", slice=3, organ="liver"``.
@@ -152,10 +172,7 @@ class StoredAttributions:
     def _value(self, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        name = value["array"]
-        if name not in self._shared:
-            self._shared[name] = self._array(name)
-        return self._shared[name]
+        return self._shared(value["array"])
 
     def _array(self, name: str) -> NDArray[Any]:
         packed = self._stored.get(f"{name}/packed")

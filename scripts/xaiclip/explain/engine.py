@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xaiclip.clock import Clock
-from xaiclip.device import out_of_memory
+from xaiclip.device import free_cache, out_of_memory
 
 if TYPE_CHECKING:
     from xaiclip.explain.plan import Plan
@@ -141,20 +141,12 @@ def score(
         start = 0
         while start < plan.n_forwards:
             stop = min(start + batch.value, plan.n_forwards)
-            try:
-                with clock("perturb"):
-                    keep = _fit(plan.keep(start, stop, side, device), inputs)
-                    perturbed = torch.lerp(filling, inputs, keep)
-                chunks.append(scorer(perturbed, clock))
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                if stop - start == 1:
-                    raise MemoryError("One perturbed image does not fit into memory.") from error
+            found = _forward(plan, scorer, filling, (start, stop), clock)
+            if found is None:
                 batch.shrink(stop - start)
-                if torch.device(device).type != "cpu":
-                    torch.accelerator.empty_cache()
+                free_cache(device)
                 continue
+            chunks.append(found)
             batch.succeeded(stop - start)
             start = stop
             if progress is not None:
@@ -162,6 +154,27 @@ def score(
         scores = torch.cat(chunks).cpu().numpy()
         baseline = scorer.baseline.cpu().numpy()
     return ScoreTable(scores, baseline, scorer.values, clock.seconds, scorer.n_forwards - before)
+
+
+def _forward(
+    plan: Plan, scorer: Scorer, filling: Tensor, rows: tuple[int, int], clock: Clock
+) -> Tensor | None:
+    """Scores of a few forwards; None if they do not fit into memory, and then nothing is held.
+
+    Not even by the exception: what its frames hold could not be handed back.
+    """
+    inputs = scorer.inputs
+    try:
+        with clock("perturb"):
+            keep = plan.keep(*rows, max(inputs.shape[-2:]), scorer.device)
+            perturbed = torch.lerp(filling, inputs, _fit(keep, inputs))
+        return scorer(perturbed, clock)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        if rows[1] - rows[0] == 1:
+            raise MemoryError("One perturbed image does not fit into memory.") from error
+        return None
 
 
 def fill_image(name: str, inputs: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xaiclip.clock import Clock
-from xaiclip.device import out_of_memory
+from xaiclip.device import free_cache, out_of_memory
 from xaiclip.errors import CaseError, ConfigError
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.explain.engine import BatchSize, fill_image
@@ -171,7 +171,7 @@ def _asked(explainer: GradientMethod, question: Question, batch: BatchSize) -> T
     scorer = question.scorer
     counts = scorer.n_forwards, scorer.n_backwards, scorer.n_backwards_to_input
     while True:
-        size = batch.value
+        size, found = batch.value, None
         try:
             with _seeded(question.context.seed, scorer.device), torch.inference_mode(False):
                 found = explainer.gradient(replace(question, batch=size))
@@ -180,10 +180,10 @@ def _asked(explainer: GradientMethod, question: Question, batch: BatchSize) -> T
                 raise
             if size == 1:
                 raise MemoryError("The gradient of one image does not fit into memory.") from error
+        if found is None:  # out here the exception is gone, and holds nothing any more
             batch.shrink(size)
             scorer.n_forwards, scorer.n_backwards, scorer.n_backwards_to_input = counts
-            if scorer.device.type != "cpu":
-                torch.accelerator.empty_cache()
+            free_cache(scorer.device)
             continue
         batch.succeeded(size)
         return found

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.explain.recipes import Recipe
@@ -115,10 +115,13 @@ class WindowPlan(Plan):
     per_forward = ("members", "windows")
 
     def keep(self, start: int, stop: int, size: int, device: torch.device | str = "cpu") -> Tensor:
-        x0, y0, x1, y1 = torch.from_numpy(self.windows[start:stop]).to(device).T[..., None]
-        at = torch.from_numpy(nearest(size)).to(device)
+        x0, y0, x1, y1 = _brought(self, "windows", device)[start:stop].T[..., None]
+        at = _brought(self, "_at", device, size)
         rows, columns = (at >= y0) & (at < y1), (at >= x0) & (at < x1)
         return 1 - (rows[:, None, :, None] & columns[:, None, None, :]).float()
+
+    def _at(self, size: int) -> NDArray[np.int64]:
+        return nearest(size)
 
     def weighted_sum(
         self, weights: NDArray[np.floating[Any]], size: int = GRID
@@ -148,13 +151,15 @@ class SuperpixelPlan(Plan):
     per_forward = ("members", "on")
 
     def keep(self, start: int, stop: int, size: int, device: torch.device | str = "cpu") -> Tensor:
-        on = np.pad(self.on[start:stop], ((0, 0), (0, 1)), constant_values=True)
+        on = _brought(self, "on", device)[start:stop].float()
+        on = nn.functional.pad(on, (0, 1), value=1)
+        return on.index_select(1, _brought(self, "_labels", device, size)).view(-1, 1, size, size)
+
+    def _labels(self, size: int) -> NDArray[np.int64]:
+        """Each pixel's column: (size · size,); of label −1 that after the last, always on."""
         at = nearest(size)
-        # label −1 is brought to F, the column that is always on
-        labels = self.segments[np.ix_(at, at)].astype(np.int64) % on.shape[1]
-        kept = torch.from_numpy(on).to(device).float()
-        drawn = kept.index_select(1, torch.from_numpy(labels.ravel()).to(device))
-        return drawn.view(-1, 1, size, size)
+        labels = self.segments[np.ix_(at, at)].astype(np.int64) % (self.on.shape[1] + 1)
+        return labels.ravel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,21 +182,25 @@ class CellPlan(Plan):
     per_forward = ("members", "cells", "shifts")
 
     def keep(self, start: int, stop: int, size: int, device: torch.device | str = "cpu") -> Tensor:
-        kernel = torch.from_numpy(_kernel(self.cells.shape[1], size)).to(device)
-        rows, columns = kernel[:, torch.from_numpy(self.shifts[start:stop]).to(device)].unbind(2)
-        cells = torch.from_numpy(self.cells[start:stop]).to(device).float()
+        kernel = _brought(self, "_kernel", device, size)
+        rows, columns = kernel[:, _brought(self, "shifts", device)[start:stop]].unbind(2)
+        cells = _brought(self, "cells", device)[start:stop].float()
         drawn = rows.transpose(0, 1) @ cells @ columns.permute(1, 2, 0)
+        return torch.where(_brought(self, "_region", device, size), drawn, 1.0)[:, None]
+
+    def _kernel(self, size: int) -> NDArray[np.float32]:
+        return _kernel(self.cells.shape[1], size)
+
+    def _region(self, size: int) -> NDArray[np.bool_]:
         at = nearest(size)
-        region = torch.from_numpy(self.region[np.ix_(at, at)]).to(device)
-        return torch.where(region, drawn, 1.0)[:, None]
+        return self.region[np.ix_(at, at)]
 
     def weighted_sum(
         self, weights: NDArray[np.floating[Any]], size: int = GRID
     ) -> NDArray[np.floating[Any]]:
         """Two matrix products, whatever N is: cells are summed by shift before they are drawn."""
-        drawn = self._sum_by_shift(_kernel(self.cells.shape[1], size), self.cells, weights)
-        at = nearest(size)
-        return np.where(self.region[np.ix_(at, at)], drawn, weights.sum(0)[:, None, None])
+        drawn = self._sum_by_shift(self._kernel(size), self.cells, weights)
+        return np.where(self._region(size), drawn, weights.sum(0)[:, None, None])
 
     def square_sum(self) -> NDArray[np.floating[Any]]:
         """Σₖ keepₖ² on the canonical grid: (512, 512).
@@ -224,6 +233,34 @@ class CellPlan(Plan):
         table = by_shift.transpose(2, 0, 3, 1, 4).reshape(columns, shifts * count, shifts * count)
         flat = kernel.reshape(len(kernel), shifts * count)
         return flat @ table @ flat.T
+
+
+class _Itself:
+    """A plan as a key: two are the same if they are one object, whatever their fields hold."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other.plan is self.plan
+
+    def __hash__(self) -> int:
+        return id(self.plan)
+
+
+def _brought(plan: Plan, part: str, device: torch.device | str, size: int | None = None) -> Tensor:
+    """An array that ``plan.keep`` reads, on a device: one copy for a plan, not for each batch.
+
+    ``part`` is a field, or with a size the method that makes it.
+    """
+    return _bring(_Itself(plan), part, str(device), size)
+
+
+@lru_cache(maxsize=8)  # of a plan or two: what a finished slice brought is let go of
+def _bring(itself: _Itself, part: str, device: str, size: int | None) -> Tensor:
+    found = getattr(itself.plan, part)
+    with torch.inference_mode(False):
+        return torch.from_numpy(found if size is None else found(size)).to(device)
 
 
 def cell_side(count: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -173,20 +173,36 @@ def score_slice(
 def score_batch(
     model: Model, requests: Sequence[Request], run: Run
 ) -> tuple[list[SliceScores], list[Skip]]:
+    """All of `score_each`, and what was left out."""
+    skips: list[Skip] = []
+    return list(score_each(model, requests, len(requests), run, skips)), skips
+
+
+def score_each(
+    model: Model, requests: Iterable[Request], count: int, run: Run, skips: list[Skip]
+) -> Iterator[SliceScores]:
     """Score slices one after the other; one that cannot be explained is left out with its reason.
 
     Logs the rate and the time that is left.
 
+    Args:
+        model: what is explained.
+        requests: the slices; none is kept but the first.
+        count: how many they are, at most.
+        run: method and settings.
+        skips: gets what is left out.
+
     Raises:
         ConfigError: nothing can be explained, not even a plain image.
     """
-    done: list[SliceScores] = []
-    skips: list[Skip] = []
+    done = forwards = 0
+    first = None
     # one for the job: what fits is found once, not in each slice
     batch = engine.BatchSize.of(run.batch_size, model.device, model.input_size)
     run = replace(run, batch_size=batch)
     start = time.perf_counter()
     for number, request in enumerate(requests, 1):
+        first = first or request
         scores = None
         with left_out(skips, request.case, STAGE, request.index):
             scores, without = score_slice(model, request, run)
@@ -194,24 +210,24 @@ def score_batch(
         if scores is None:
             _log.warning("%s %s: left out", request.key, run.method)
             continue
-        done.append(scores)
+        done += 1
         elapsed = time.perf_counter() - start
-        forwards = sum(one.n_forwards for one in done)
+        forwards += scores.n_forwards
         _log.info(
             "%s %s (%s): slice %d of %d, %.1f forwards/s, %.0f s left",
             request.key,
             run.method,
             request.guidance,
             number,
-            len(requests),
+            count,
             forwards / elapsed,
-            elapsed / number * (len(requests) - number),
+            elapsed / number * (count - number),
         )
-    if requests:
-        probe = _plain_request(model, requests[0])
+        yield scores
+    if first is not None:
+        probe = _plain_request(model, first)
         what = f"The model under '{run.method}'"
-        refuse_broken(len(done), skips, what, lambda: score_slice(model, probe, run))
-    return done, skips
+        refuse_broken(done, skips, what, lambda: score_slice(model, probe, run))
 
 
 def _plain_request(model: Model, like: Request) -> Request:

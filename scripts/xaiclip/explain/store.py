@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from xaiclip.data.record import SliceName
 from xaiclip.errors import Skip
 from xaiclip.explain import method
 from xaiclip.explain.attribution import Attribution
-from xaiclip.files import Arrays, atomic, open_arrays, save_arrays
+from xaiclip.files import Arrays, atomic, open_arrays, writing_arrays
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,55 +132,95 @@ class SliceScores(SliceName):
 
 
 def save_scores(
-    path: str | os.PathLike[str], scores: Sequence[SliceScores], skips: Sequence[Skip] = ()
+    path: str | os.PathLike[str], scores: Iterable[SliceScores], skips: Sequence[Skip] = ()
 ) -> None:
-    """Write a batch to one .npz file."""
-    arrays: dict[str, NDArray[Any]] = {}
+    """Write a batch to one .npz file; none of the scores is kept.
+
+    What is left out while they are made may still be added to ``skips``.
+    """
     rows = []
-    for i, one in enumerate(scores):
-        context = one.context
-        arrays |= {f"{i}/image": context.image, f"{i}/masks": context.masks}
-        if context.rois is not None:
-            arrays[f"{i}/rois"] = context.rois
-        arrays |= {f"{i}/regions/{organ}": mask for organ, mask in context.regions.items()}
-        for name, plan in one.plans.items():
-            table = one.tables[name]
-            arrays |= {f"{i}/plans/{name}/{k}": array for k, array in plan.to_arrays().items()}
-            arrays |= {f"{i}/tables/{name}/scores": table.scores}
-            arrays |= {f"{i}/tables/{name}/baseline": table.baseline}
-        if one.gradients is not None:
-            arrays[f"{i}/gradients"] = one.gradients.maps
-        rows.append(
-            {
-                "case": one.case,
-                "slice": one.index,
-                "method": one.method,
-                "guidance": one.guidance,
-                "organs": context.organs,
-                "seed": context.seed,
-                "settings": dict(context.settings),
-                "explained": context.explained,
-                "seconds": one.seconds,
-                "plans": {
-                    name: {
-                        "values": table.values,
-                        "seconds": table.seconds,
-                        "n_forwards": table.n_forwards,
-                    }
-                    for name, table in one.tables.items()
-                },
-                "gradients": one.gradients
-                and {key: value for key, value in vars(one.gradients).items() if key != "maps"},
+    with writing_arrays(path) as writer:
+        for i, one in enumerate(scores):
+            for name, array in _arrays_of(one).items():
+                writer[f"{i}/{name}"] = array
+            rows.append(_facts_of(one))
+        writer.meta = {"scores": rows, "skips": [skip.to_dict() for skip in skips]}
+
+
+def _arrays_of(one: SliceScores) -> dict[str, NDArray[Any]]:
+    context = one.context
+    arrays = {"image": context.image, "masks": context.masks}
+    if context.rois is not None:
+        arrays["rois"] = context.rois
+    arrays |= {f"regions/{organ}": mask for organ, mask in context.regions.items()}
+    for name, plan in one.plans.items():
+        table = one.tables[name]
+        arrays |= {f"plans/{name}/{k}": array for k, array in plan.to_arrays().items()}
+        arrays |= {f"tables/{name}/scores": table.scores}
+        arrays |= {f"tables/{name}/baseline": table.baseline}
+    if one.gradients is not None:
+        arrays["gradients"] = one.gradients.maps
+    return arrays
+
+
+def _facts_of(one: SliceScores) -> dict[str, Any]:
+    context = one.context
+    return {
+        "case": one.case,
+        "slice": one.index,
+        "method": one.method,
+        "guidance": one.guidance,
+        "organs": context.organs,
+        "seed": context.seed,
+        "settings": dict(context.settings),
+        "explained": context.explained,
+        "seconds": one.seconds,
+        "plans": {
+            name: {
+                "values": table.values,
+                "seconds": table.seconds,
+                "n_forwards": table.n_forwards,
             }
-        )
-    save_arrays(path, arrays, {"scores": rows, "skips": [skip.to_dict() for skip in skips]})
+            for name, table in one.tables.items()
+        },
+        "gradients": one.gradients
+        and {key: value for key, value in vars(one.gradients).items() if key != "maps"},
+    }
+
+
+class StoredScores:
+    """What `save_scores` wrote: the scores of a slice are read when they are asked for.
+
+    Attributes:
+        numbers: of each slice, by case and index.
+        skips: what was left out.
+    """
+
+    def __init__(self, stored: Arrays) -> None:
+        self._stored = stored
+        rows = stored.meta["scores"]
+        self.numbers = {(row["case"], row["slice"]): i for i, row in enumerate(rows)}
+        self.skips = [Skip(**skip) for skip in stored.meta["skips"]]
+
+    def __len__(self) -> int:
+        return len(self._stored.meta["scores"])
+
+    def read(self, number: int) -> SliceScores:
+        """The scores of that number."""
+        return _read(self._stored, number)
+
+
+@contextmanager
+def open_scores(path: str | os.PathLike[str]) -> Iterator[StoredScores]:
+    """The scores of a batch, for reading slice by slice."""
+    with open_arrays(path) as stored:
+        yield StoredScores(stored)
 
 
 def load_scores(path: str | os.PathLike[str]) -> tuple[list[SliceScores], list[Skip]]:
     """Read what `save_scores` wrote."""
-    with open_arrays(path) as stored:
-        scores = [_read(stored, i) for i in range(len(stored.meta["scores"]))]
-        return scores, [Skip(**skip) for skip in stored.meta["skips"]]
+    with open_scores(path) as stored:
+        return [stored.read(i) for i in range(len(stored))], stored.skips
 
 
 def load_plan(
@@ -251,7 +292,7 @@ def _read(stored: Arrays, number: int) -> SliceScores:
     )
 
 
-def score_frame(scores: Sequence[SliceScores]) -> pd.DataFrame:
+def score_frame(scores: Iterable[SliceScores]) -> pd.DataFrame:
     """The tables as one frame: a row for each case, slice, organ, plan and forward.
 
     Columns: case, slice, organ, plan, forward (0 = unperturbed, k = the plan's k-th), member
@@ -276,7 +317,7 @@ def score_frame(scores: Sequence[SliceScores]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else empty
 
 
-def save_frame(path: str | os.PathLike[str], scores: Sequence[SliceScores]) -> None:
+def save_frame(path: str | os.PathLike[str], scores: Iterable[SliceScores]) -> None:
     """Write `score_frame` as Parquet."""
     with atomic(path) as temporary:
         score_frame(scores).to_parquet(temporary, index=False)

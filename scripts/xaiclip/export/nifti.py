@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,8 +65,8 @@ def write_maps(
         image = None
         with left_out(skips, case, f"{STAGE} ({method}, {guidance})", organ=organ):
             stored = attributions[method, guidance]
-            maps = {index: stored.read(i).map for index, i in stack.items()}
-            image = _restored(maps, slices) if maps else None
+            maps = ((index, stored.read(i).map) for index, i in stack.items())
+            image = _restored(maps, slices) if stack else None
         if image is not None:
             write_image(folder / name, image)
         elif "/" not in name:
@@ -90,11 +90,11 @@ def write_maps(
 
 
 def _restored(
-    maps: Mapping[int, NDArray[np.float32]], slices: Mapping[int, Slice]
+    maps: Iterable[tuple[int, NDArray[np.float32]]], slices: Mapping[int, Slice]
 ) -> nib.Nifti1Image:
-    """Maps on the canonical grid, by axial index, in the volume; NaN elsewhere."""
-    grids = {index: to_slice_grid(one, slices[index].image.shape) for index, one in maps.items()}
-    return restore(grids, slices[next(iter(maps))].geometry)
+    """Maps on the canonical grid, each with its axial index, in the volume; NaN elsewhere."""
+    grids = ((index, to_slice_grid(one, slices[index].image.shape)) for index, one in maps)
+    return restore(grids, next(iter(slices.values())).geometry)
 
 
 def _blank(geometry: Geometry) -> nib.Nifti1Image:

@@ -22,9 +22,10 @@ from xaiclip.errors import ConfigError
 from xaiclip.explain.settings import setting
 from xaiclip.files import atomic
 from xaiclip.localizer.backbone import Backbone, BackboneSettings, load_backbone
+from xaiclip.localizer.fine import ImageMapMaker
 from xaiclip.localizer.prompts import Prompts
 from xaiclip.localizer.unet import Convolution, SubpixelUpsample, UNet
-from xaiclip.weights import check_values, check_weights
+from xaiclip.weights import check_sums, check_values, check_weights
 
 SIZE = 224
 #: Largest number of blocks, context vectors or channels that a file may speak of.
@@ -37,12 +38,14 @@ class LocalizerSettings:
 
     ``text=False`` is the ablation that feeds zeros for everything that comes from the text.
     ``width`` (a multiple of 32) is the channel count of the map maker on the token grid.
+    With ``image``, the map maker sees the slice itself, too (`ImageMapMaker`).
     """
 
     context: int = setting(8, "M, the number of learnable context vectors.", minimum=1, maximum=64)
     class_specific: bool = setting(True, "One context per class instead of a shared one.")
     text: bool = True
     width: int = 64
+    image: bool = False
 
 
 DEFAULTS = LocalizerSettings()
@@ -115,7 +118,8 @@ class Localizer(nn.Module):
                     layer.weight.data.copy_(own[..., None, None])
             self.adapter = nn.ModuleList(layers)
             self.sharpness = nn.Parameter(torch.full((blocks + 1,), 10.0))
-            self.maps = MapMaker(blocks * (dim + len(classes)), len(classes), settings.width)
+            maker = ImageMapMaker if settings.image else MapMaker
+            self.maps = maker(blocks * (dim + len(classes)), len(classes), settings.width)
         # the layout that convolutions and their norms are fastest in on a CPU
         self.maps.to(memory_format=torch.channels_last)
 
@@ -123,8 +127,9 @@ class Localizer(nn.Module):
         """The parameters that train, by name; the frozen model is not among them."""
         return {k: p for k, p in self.named_parameters() if not k.startswith("backbone.")}
 
-    def decode(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Tokens of the backbone, one (B, C, g, g) per block → logits (B, classes, 8g, 8g)."""
+    def decode(self, tokens: Sequence[Tensor], images: Tensor) -> Tensor:
+        """Tokens of the backbone, one (B, C, g, g) per block, and the uint8 (B, S, S) slices that
+        they are of → logits (B, classes, 8g, 8g), or (B, classes, S, S) with ``image``."""
         adapted = [
             F.normalize(layer(t.float()), dim=1)
             for layer, t in zip(self.adapter, tokens, strict=True)
@@ -136,13 +141,14 @@ class Localizer(nn.Module):
             cosines = [a.new_zeros(len(a), len(self.classes), *a.shape[2:]) for a in adapted]
         scaled = [c * s for c, s in zip(cosines, self.sharpness[:-1], strict=True)]
         unit = self.backbone.embed_dim**0.5  # unit vectors to unit variance
-        logits = self.maps(torch.cat([a * unit for a in adapted] + scaled, dim=1))
+        said = torch.cat([a * unit for a in adapted] + scaled, dim=1)
+        logits = self.maps(said, images) if self.settings.image else self.maps(said)
         direct = F.interpolate(cosines[-1] * self.sharpness[-1], logits.shape[2:], mode="bilinear")
         return logits + direct
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, 224, 224) → logits (B, classes, 224, 224)."""
-        return full_size(self.decode(self.backbone(images)))
+        return full_size(self.decode(self.backbone(images), images))
 
 
 def full_size(logits: Tensor) -> Tensor:
@@ -155,16 +161,22 @@ SHIFTS = tuple(product((0.0, 0.5), repeat=2))
 
 
 @torch.inference_mode()
-def predict(localizer: Localizer, images: NDArray, batch_size: int = 16) -> NDArray:
+def predict(
+    localizer: Localizer,
+    images: NDArray,
+    batch_size: int = 16,
+    shifts: Sequence[tuple[float, float]] = SHIFTS,
+) -> NDArray:
     """Probability maps of preprocessed slices.
 
-    The mean over `SHIFTS`, one forward each: a patch's borders lie elsewhere on the organ each
+    The mean over ``shifts``, one forward each: a patch's borders lie elsewhere on the organ each
     time, so the mean is finer than the grid.
 
     Args:
         localizer: trained.
         images: uint8 (B, 224, 224) on the letterbox grid.
         batch_size: slices at a time; halved when memory runs out.
+        shifts: of `SHIFTS`, the first of which moves nothing.
 
     Returns:
         float32 (B, classes, 224, 224); the classes sum to 1 in each pixel.
@@ -179,7 +191,7 @@ def predict(localizer: Localizer, images: NDArray, batch_size: int = 16) -> NDAr
     pixels = torch.from_numpy(images)
     total = torch.zeros(len(images), len(localizer.classes), SIZE, SIZE)
     times = torch.zeros(SIZE, SIZE)
-    for shift in SHIFTS:
+    for shift in shifts:
         down, right = (int(part * SIZE / localizer.backbone.grid) for part in shift)
         moved = F.pad(pixels, (right, 0, down, 0))[:, :SIZE, :SIZE]
         found = torch.cat(in_batches(maps, moved, batch_size))
@@ -194,8 +206,11 @@ def predict_slice(localizer: Localizer, image: NDArray) -> NDArray:
     return maps
 
 
-def save_localizer(path: Path, localizer: Localizer) -> None:
-    """Write the trained parameters, and in the file's header what they belong to."""
+def save_localizer(path: Path, localizer: Localizer, half: bool = False) -> None:
+    """Write the trained parameters, and in the file's header what they belong to.
+
+    ``half`` writes them in half precision, which the shipped localizer has.
+    """
     backbone = localizer.backbone
     about = {
         "classes": list(localizer.classes),
@@ -208,6 +223,8 @@ def save_localizer(path: Path, localizer: Localizer) -> None:
         "fingerprint": backbone.fingerprint,
     }
     tensors = {k: p.detach().cpu().contiguous() for k, p in localizer.trainable().items()}
+    if half:
+        tensors = {k: value.half() for k, value in tensors.items()}
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata={"localizer": json.dumps(about)})
 
@@ -258,6 +275,19 @@ def load_localizer(path: Path, backbone: BackboneSettings | Backbone | None = No
     return localizer.eval()
 
 
+def check_classes(localizer: Localizer, path: Path, classes: Sequence[str]) -> None:
+    """Refuse a localizer that was trained for other classes than the study's.
+
+    Raises:
+        ConfigError: one sentence.
+    """
+    if list(localizer.classes) != list(classes):
+        raise ConfigError(
+            f"{path} was trained for {', '.join(localizer.classes)}: "
+            "set 'classes' to these, or train another localizer."
+        )
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a file says of itself, and its tensors.
 
@@ -266,6 +296,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     try:
         check_weights(path)
+        check_sums(path.parent, (path.name,))
         with safe_open(path, framework="pt") as stored:
             about = json.loads(stored.metadata()["localizer"])
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118

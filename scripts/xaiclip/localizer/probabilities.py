@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xaiclip.errors import Skip
-from xaiclip.files import Arrays, load_meta, open_arrays, save_arrays
+from xaiclip.files import Arrays, load_meta, open_arrays, writing_arrays
 
 Maps = NDArray[np.float16]
 
@@ -45,14 +45,20 @@ class StoredProbabilities(Mapping[str, Maps]):
 
 def save_probabilities(
     path: str | os.PathLike[str],
-    maps: Mapping[str, Maps],
+    maps: Mapping[str, Maps] | Iterable[tuple[str, Maps]],
     seconds: Mapping[str, float],
     classes: Sequence[str],
     skips: Sequence[Skip] = (),
 ) -> None:
-    """Write the maps of a batch, by the slices' keys, to one .npz file."""
-    meta = {"seconds": dict(seconds), "classes": list(classes)}
-    save_arrays(path, maps, {**meta, "skips": [skip.to_dict() for skip in skips]})
+    """Write the maps of a batch, by the slices' keys, to one .npz file; none is kept.
+
+    While they are made, ``seconds`` and ``skips`` may still grow.
+    """
+    with writing_arrays(path) as writer:
+        for key, found in maps.items() if isinstance(maps, Mapping) else maps:
+            writer[key] = found
+        meta = {"seconds": dict(seconds), "classes": list(classes)}
+        writer.meta = {**meta, "skips": [skip.to_dict() for skip in skips]}
 
 
 def localized_keys(path: str | os.PathLike[str]) -> set[str]:

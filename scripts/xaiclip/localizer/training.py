@@ -158,10 +158,10 @@ def train(
         localizer.train()
         losses = []
         for chosen in np.array_split(rng.permutation(len(views)), per_epoch):
-            tokens, target = views.take(chosen, rng)
+            tokens, pixels, target = views.take(chosen, rng)
             optimizer.zero_grad()
             try:
-                logits = localizer.decode(tokens)
+                logits = localizer.decode(tokens, pixels)
                 loss = dice_ce(logits, _shrink(target, logits.shape[2:]))
                 loss.backward()
             except (RuntimeError, MemoryError) as error:
@@ -205,8 +205,8 @@ def _validate(
     losses = []
     both = either = real = torch.zeros(len(classes))
     for chosen in np.array_split(np.arange(len(checks)), -(-len(checks) // batch_size)):
-        tokens, target = checks.take(chosen, None)
-        logits = full_size(localizer.decode(tokens))
+        tokens, pixels, target = checks.take(chosen, None)
+        logits = full_size(localizer.decode(tokens, pixels))
         losses.append(dice_ce(logits, target).item() * len(chosen))
         known = (target != IGNORE)[:, None]
         p = F.one_hot(logits.argmax(1), len(classes)).permute(0, 3, 1, 2) * known
@@ -261,13 +261,14 @@ class _Views:
 
     def take(
         self, chosen: NDArray[np.intp], rng: np.random.Generator | None
-    ) -> tuple[list[Tensor], Tensor]:
-        """Tokens and labels of the slices ``chosen``, each in a version that ``rng`` draws."""
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Tokens, pixels and labels of the slices ``chosen``, in versions that ``rng`` draws."""
         at = torch.from_numpy(chosen)
         if rng is not None:
             at = at + self.count * torch.from_numpy(rng.integers(self.versions, size=len(at)))
+        pixels = self.images[at].to(self.device)
         if self.tokens is None:
-            tokens = self.backbone(self.images[at].to(self.device))
+            tokens = self.backbone(pixels)
         else:
             tokens = [block[at].to(self.device).float() for block in self.tokens]
-        return tokens, self.labels[at].to(self.device)
+        return tokens, pixels, self.labels[at].to(self.device)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from xaiclip.data.record import Slice
 from xaiclip.errors import Skip
 from xaiclip.explain.settings import setting
-from xaiclip.files import Arrays, load_meta, open_arrays, save_arrays
+from xaiclip.files import Arrays, load_meta, open_arrays, writing_arrays
 from xaiclip.organs import BACKGROUND
 from xaiclip.preprocess import Letterbox
 
@@ -70,6 +71,10 @@ class Roi:
 
     mask: NDArray[np.bool_]
     box: NDArray[np.float32] | None
+
+
+#: The ROIs of a slice, by organ and source.
+SliceRois = Mapping[str, Mapping[str, Roi]]
 
 
 def roi_mask(
@@ -196,32 +201,70 @@ def rois_of(
 
 def save_rois(
     path: str | os.PathLike[str],
-    rois: Mapping[str, Mapping[str, Mapping[str, Roi]]],
+    rois: Mapping[str, SliceRois] | Iterable[tuple[str, SliceRois]],
     skips: Sequence[Skip] = (),
 ) -> None:
-    """Write the ROIs of a batch, by slice key, organ and source, to one .npz file."""
-    arrays = {}
-    boxes = {}
-    for key, organs in rois.items():
-        for organ, sources in organs.items():
-            for source, roi in sources.items():
-                name = f"{key}/{organ}/{source}"
-                arrays[name] = roi.mask
-                boxes[name] = None if roi.box is None else roi.box.tolist()
-    meta = {"slices": list(rois), "boxes": boxes, "skips": [skip.to_dict() for skip in skips]}
-    save_arrays(path, arrays, meta)
+    """Write the ROIs of a batch, by slice key, organ and source, to one .npz file; none is kept.
+
+    What is left out while they are made may still be added to ``skips``.
+    """
+    keys, boxes = [], {}
+    with writing_arrays(path) as writer:
+        for key, organs in rois.items() if isinstance(rois, Mapping) else rois:
+            keys.append(key)
+            for organ, sources in organs.items():
+                for source, roi in sources.items():
+                    name = f"{key}/{organ}/{source}"
+                    writer[name] = roi.mask
+                    boxes[name] = None if roi.box is None else roi.box.tolist()
+        told = [skip.to_dict() for skip in skips]
+        writer.meta = {"slices": keys, "boxes": boxes, "skips": told}
+
+
+class StoredRois(Mapping[str, dict[str, dict[str, Roi]]]):
+    """What `save_rois` wrote, by slice key: a slice's ROIs are read when they are asked for.
+
+    Attributes:
+        skips: what was left out.
+    """
+
+    def __init__(self, stored: Arrays) -> None:
+        self._stored = stored
+        self._names: dict[str, list[str]] = {key: [] for key in stored.meta["slices"]}
+        for name in stored:
+            self._names[name.rsplit("/", 2)[0]].append(name)
+        self.skips = [Skip(**skip) for skip in stored.meta["skips"]]
+
+    def __getitem__(self, key: str) -> dict[str, dict[str, Roi]]:
+        rois: dict[str, dict[str, Roi]] = {}
+        for name in self._names[key]:
+            organ, source = name.rsplit("/", 2)[1:]
+            rois.setdefault(organ, {})[source] = _roi(self._stored, name)
+        return rois
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@contextmanager
+def open_rois(path: str | os.PathLike[str]) -> Iterator[StoredRois]:
+    """What `save_rois` wrote, for reading slice by slice."""
+    with open_arrays(path) as stored:
+        yield StoredRois(stored)
 
 
 def load_rois(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, dict[str, dict[str, Roi]]], list[Skip]]:
     """Read what `save_rois` wrote."""
-    with open_arrays(path) as stored:
-        rois: dict[str, dict[str, dict[str, Roi]]] = {key: {} for key in stored.meta["slices"]}
-        for name in stored:
-            key, organ, source = name.rsplit("/", 2)
-            rois[key].setdefault(organ, {})[source] = _roi(stored, name)
-        return rois, [Skip(**skip) for skip in stored.meta["skips"]]
+    with open_rois(path) as stored:
+        return dict(stored), stored.skips
 
 
 def load_roi(path: str | os.PathLike[str], key: str, organ: str, source: str) -> Roi:

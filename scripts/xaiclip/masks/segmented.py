@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from xaiclip.data.record import SliceName
 from xaiclip.errors import Skip
-from xaiclip.files import Arrays, open_arrays, save_arrays
+from xaiclip.files import Arrays, open_arrays, writing_arrays
 
 Mask = NDArray[np.bool_]
+#: Slice, organ, prompt.
+Key = tuple[SliceName, str, str]
 
 
 class StoredMasks:
@@ -34,12 +36,17 @@ class StoredMasks:
 
 def save_masks(
     path: str | os.PathLike[str],
-    masks: Mapping[tuple[SliceName, str, str], Mask],
+    masks: Mapping[Key, Mask] | Iterable[tuple[Key, Mask]],
     skips: Sequence[Skip] = (),
 ) -> None:
-    """Write the masks of a batch, by slice, organ and prompt, to one .npz file."""
-    arrays = {_key(*key): mask for key, mask in masks.items()}
-    save_arrays(path, arrays, {"skips": [skip.to_dict() for skip in skips]})
+    """Write the masks of a batch, by slice, organ and prompt, to one .npz file; none is kept.
+
+    What is left out while they are made may still be added to ``skips``.
+    """
+    with writing_arrays(path) as writer:
+        for key, mask in masks.items() if isinstance(masks, Mapping) else masks:
+            writer[_key(*key)] = mask
+        writer.meta = {"skips": [skip.to_dict() for skip in skips]}
 
 
 @contextmanager

@@ -26,6 +26,7 @@ FILES = f"{FOLDER}/{PRIVATE}/{{batch}}.json"
 CHECKSUMS = f"{FOLDER}/slices/{{batch}}.json"
 
 # From slices to masks.
+FOUND = f"{FOLDER}/found/{{batch}}.json"
 SLICES = f"{FOLDER}/slices/{{batch}}.npz"
 PREPROCESSED = f"{FOLDER}/preprocessed/{{batch}}.npz"
 LOCALIZER = f"{FOLDER}/localizer/{{variant}}/localizer.safetensors"
@@ -66,7 +67,7 @@ _STAMP = ".snakemake_timestamp"
 #: What hangs on names that a configuration may drop: `stale_files` looks for it.
 DROPPED = (
     *(PHANTOM, PHANTOM_LABEL, f"{PHANTOMS}/{_STAMP}", IMAGE, LABEL, PROBLEM),
-    *(SLICES, CHECKSUMS, FILES),
+    *(FOUND, SLICES, CHECKSUMS, FILES),
     *(PREPROCESSED, LOCALIZER, TRAINING, LOCALIZATION, ROI, SEGMENTATION),
     *(SCORES, SCORES_TABLE, ATTRIBUTIONS, MAP_SKIPS, MAP, VARIANT, f"{VARIANTS}/{_STAMP}"),
     *(LOCALIZER_ROWS, LOCALIZER_POOLED, SEGMENTER_ROWS, EXPLANATIONS_ROWS, TABLE, FIGURE),

@@ -132,7 +132,8 @@ def _upscale(upscaling: Any, places: Tensor, kernels: Tensor, grid: int) -> Tens
     if coarse.stride != coarse.kernel_size or fine.stride != fine.kernel_size:
         raise ValueError("the decoder's transposed convolutions overlap")
     parts = []
-    for some, kernel in zip(places.split(8), kernels.split(8), strict=True):  # stay in the cache
+    count = 8 if places.is_cpu else 64  # a CPU's caches hold a few; a GPU wants large calls
+    for some, kernel in zip(places.split(count), kernels.split(count), strict=True):
         x = _grow(coarse, some)
         x = activate(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
         x = activate_fine(_grow(fine, x))

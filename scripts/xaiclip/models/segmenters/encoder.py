@@ -18,7 +18,8 @@ from segment_anything.modeling.image_encoder import (
 )
 from torch import Tensor
 
-_BIAS = 2**22  # positions' values held at once: 16 MB in float32
+# positions' values held at once: 16 MB in float32 on a CPU, for its caches; a GPU wants large calls
+_BIAS, _BIAS_GPU = 2**22, 2**27
 
 
 class ChannelNorm(LayerNorm2d):
@@ -74,10 +75,12 @@ def _attend_with_positions(
 ) -> Tensor:
     """Attention (B, heads, H·W, d) whose bias is drawn for some query rows at a time."""
     height, width = grid
-    rows = get_rel_pos(height, height, attention.rel_pos_h).to(q)  # (H, H, d)
-    columns = get_rel_pos(width, width, attention.rel_pos_w).to(q)
+    with q.device:  # it looks its tables up by indices, which a GPU would wait for
+        rows = get_rel_pos(height, height, attention.rel_pos_h).to(q)  # (H, H, d)
+        columns = get_rel_pos(width, width, attention.rel_pos_w).to(q)
     at = q.unflatten(2, grid)
-    step = max(1, _BIAS // (q.shape[0] * q.shape[1] * width * k.shape[2]))
+    held = _BIAS if q.is_cpu else _BIAS_GPU
+    step = max(1, held // (q.shape[0] * q.shape[1] * width * k.shape[2]))
     parts = []
     for top in range(0, height, step):
         some = at[:, :, top : top + step]

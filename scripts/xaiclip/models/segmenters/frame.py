@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import torch
 import torch.nn.functional as F
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
@@ -33,8 +36,17 @@ def cut(logits: Tensor, shape: tuple[int, int], size: int) -> Tensor:
         max(1, int(share * cells + 1e-6))
         for share, cells in zip(shares, logits.shape[-2:], strict=True)
     )
-    down, right = shares
-    theta = logits.new_tensor([[right, 0, right - 1], [0, down, down - 1]])
-    where = F.affine_grid(theta[None], [1, 1, rows, columns], align_corners=False)
+    where = _corner(*shares, rows, columns, logits.dtype, logits.device)
     where = where.expand(len(logits), -1, -1, -1)
     return F.grid_sample(logits, where, mode="bilinear", align_corners=False)
+
+
+@lru_cache(maxsize=8)  # a copy to the device for a slice, not for each batch of it
+def _corner(
+    down: float, right: float, rows: int, columns: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Where `cut` samples: (1, rows, columns, 2)."""
+    # kept for gradients, too, which may not pass a tensor of inference mode
+    with torch.inference_mode(False), torch.no_grad():
+        theta = torch.tensor([[right, 0, right - 1], [0, down, down - 1]], dtype=dtype)
+        return F.affine_grid(theta[None].to(device), [1, 1, rows, columns], align_corners=False)

@@ -10,7 +10,7 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 
-from xaiclip.device import PRECISIONS, autocast
+from xaiclip.device import PRECISIONS, autocast, bring
 from xaiclip.errors import ConfigError
 from xaiclip.models.segmenters.base import Prompts
 from xaiclip.models.segmenters.decoder import decode_pairs
@@ -96,7 +96,7 @@ class SamSegmenter:
         """(B, C, g, g) and O boxes → float32 logits (B, O, 4g, 4g), less what was padded."""
         height, width = self._filled(prompts.shape)
         boxes = prompts.boxes * torch.tensor([width, height, width, height])
-        boxes = boxes.to(self.device)[None]
+        boxes = bring(boxes, self.device)[None]
         with autocast(self.device, "fp32"):
             logits = decode_pairs(self.sam, embeddings, boxes, as_masks=self.box_masks)
         return self.place(logits, prompts.shape)
