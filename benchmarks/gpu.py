@@ -172,7 +172,7 @@ def maps_of(
     """The maps of one slice; seconds, forwards, and the batch size that was found."""
     plan_settings, map_settings = settings_of(method, given)
     batch = BatchSize.of("auto", segmenter.device, segmenter.input_size)
-    run = Run(method, plan_settings, ("soft_dice",), batch_size=batch, seed=1)
+    run = Run(method, plan_settings, ("soft_dice",), fill="mean", batch_size=batch, seed=1)
     scores, _ = score_slice(segmenter, Request("phantom", 0, image, boxes), run)
     if scores is None:
         return [], np.nan, 0, batch.value
