@@ -11,6 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+# the package first: where it is deferred, a part that is asked for alone would load it half-way
+from timm import models as _first  # noqa: F401
 from timm.models.tiny_vit import ConvNorm, TinyVit
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
