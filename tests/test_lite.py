@@ -1,5 +1,7 @@
 """LiteMedSAM: its names and numbers are the published ones', and the fast way gives the same."""
 
+import dataclasses
+import hashlib
 import os
 import sys
 import zipfile
@@ -10,14 +12,16 @@ import pytest
 import torch
 from torch import nn
 
+import xaiclip
 from xaiclip.errors import ConfigError
+from xaiclip.metrics.cost import segmenter_cost
 from xaiclip.models.segmenters import lite
 from xaiclip.models.segmenters.base import Prompts
 from xaiclip.models.segmenters.frame import pad
 from xaiclip.models.segmenters.loading import load_segmenter
 from xaiclip.models.segmenters.sam import SamSegmenter
+from xaiclip.published.catalogue import WEIGHTS
 
-ROOT = Path(__file__).parents[1]
 #: Of the file's 435 tensors, one of each kind: published name → shape.
 PUBLISHED = {
     "image_encoder.patch_embed.seq.0.c.weight": (32, 3, 1, 1),
@@ -179,6 +183,47 @@ def test_a_file_of_another_model_is_refused(small):
     torch.save(state, path)
     with pytest.raises(ConfigError, match=r"lacks image_encoder\.stages\.2\.downsample\.conv3"):
         load_segmenter({"model": "litemedsam", "checkpoint": str(path)}, "cpu")
+
+
+def test_auto_takes_the_published_weights(small, monkeypatch, tmp_path):
+    """From where torch.hub keeps its own; `test_packaged.py` has how they come there."""
+    _, path = small
+    content = path.read_bytes()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    place = tmp_path / "home/hub/checkpoints/lite_medsam.pth"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(content)
+    checksum = "sha256:" + hashlib.sha256(content).hexdigest()
+    published = dataclasses.replace(WEIGHTS["litemedsam"], checksum=checksum)
+    monkeypatch.setitem(WEIGHTS, "litemedsam", published)
+    assert xaiclip.load_model("litemedsam", checkpoint="auto", device="cpu").name == "litemedsam"
+    with pytest.raises(ConfigError, match="damaged or another file"):
+        xaiclip.load_model("litemedsam", checkpoint="auto", checksum=f"md5:{'0' * 32}")
+
+
+@pytest.mark.parametrize(
+    ("model", "checkpoint", "words"),
+    [
+        ("litemedsam", None, "needs a weights file, or 'auto' to fetch the published one"),
+        ("compact", "auto", "no published weights of 'compact', only of medsam"),
+        ("litemedsam", "nowhere.pth", "nowhere.pth does not exist"),
+    ],
+)
+def test_weights_that_are_not_there(model, checkpoint, words):
+    with pytest.raises(ConfigError, match=words):
+        xaiclip.load_model(model, checkpoint=checkpoint)
+
+
+def test_operations_are_counted_alike_in_both_ways(small):
+    settings = {"model": "litemedsam", "checkpoint": str(small[1])}
+    prompts = Prompts(("liver",), torch.tensor([[0.1, 0.2, 0.7, 0.9]]), (256, 256))
+    fast, stock = (
+        segmenter_cost(load_segmenter({**settings, "attention": how}, "cpu", "fp32"), prompts)
+        for how in ("fast", "stock")
+    )
+    # padded places are projected in the stock way alone
+    assert 0.7 * stock.encode.total < fast.encode.total < stock.encode.total
+    assert fast.decode == stock.decode
 
 
 def wheel() -> Path | None:

