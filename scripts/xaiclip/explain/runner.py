@@ -1,7 +1,7 @@
 """One slice, one method, one guidance: ask → plan → score, or differentiate; then aggregate.
 
-A script loads the model once and runs `score_batch` over its slices. `attribute_slice` needs neither
-a model nor torch.
+A script loads the model once and runs `score_batch` over its slices. `attribute_slice` needs no
+model, nor torch.
 """
 
 from __future__ import annotations
