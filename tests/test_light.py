@@ -3,10 +3,11 @@
 import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-SCRIPTS = "scripts"
+SCRIPTS = str(Path(__file__).parents[1] / "scripts")
 
 
 def loaded(code, *modules):
