@@ -1,7 +1,7 @@
 """One slice, one method, one guidance: ask → plan → score, or differentiate; then aggregate.
 
-A script loads the model once and runs `score_batch` over its slices. `attribute_slice` needs
-neither a model nor torch.
+A script loads the model once and runs `score_batch` over its slices. `attribute_slice` needs no
+model, nor torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xaiclip.clock import Clock
-from xaiclip.data.record import SliceName
 from xaiclip.errors import Skip, left_out, refuse_broken
 from xaiclip.explain import differentiates, engine, method, refine
 from xaiclip.explain.attribution import Attribution, to_canonical_image, to_canonical_mask
@@ -37,10 +36,11 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Request(SliceName):
+class Request:
     """A slice, and what of the model's answer to it is to be explained.
 
     Attributes:
+        case, slice: where it comes from.
         image: uint8 (H, W), what the model sees.
         prompts: by target (organ or class), what the model needs to be asked for it; for a
             segmenter a box, float (4,) XYXY in pixels of the slice; None = there is none.
@@ -49,6 +49,8 @@ class Request(SliceName):
         regions: each organ's region, bool (H, W), if the method asks for a source of them.
     """
 
+    case: str
+    slice: int
     image: NDArray[np.uint8]
     prompts: Mapping[str, Any]
     rois: Mapping[str, NDArray[np.bool_]] | None = None
@@ -58,7 +60,7 @@ class Request(SliceName):
     @property
     def seed(self) -> int:
         """Of the slice, whatever batch it is in; the same with and without guidance."""
-        return zlib.crc32(self.key.encode())
+        return zlib.crc32(f"{self.case}/{self.slice}".encode())
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,10 @@ class Run:
 
     method: str
     settings: Mapping[str, Any]
-    values: Sequence[str]
-    fill: str
-    batch_size: int | Literal["auto"] | engine.BatchSize
-    seed: int
+    values: Sequence[str] = ("soft_dice", "in_mask_probability", "hard_dice", "hard_iou")
+    fill: str = "mean"
+    batch_size: int | Literal["auto"] | engine.BatchSize = "auto"
+    seed: int = 0
 
 
 def score_slice(
@@ -162,7 +164,7 @@ def score_slice(
             chunk = refine(explainer, plans, tables, context)
     return SliceScores(
         case=request.case,
-        index=request.index,
+        slice=request.slice,
         method=run.method,
         guidance=request.guidance,
         context=context,
@@ -176,61 +178,46 @@ def score_slice(
 def score_batch(
     model: Model, requests: Sequence[Request], run: Run
 ) -> tuple[list[SliceScores], list[Skip]]:
-    """All of `score_each`, and what was left out."""
-    skips: list[Skip] = []
-    return list(score_each(model, requests, len(requests), run, skips)), skips
-
-
-def score_each(
-    model: Model, requests: Iterable[Request], count: int, run: Run, skips: list[Skip]
-) -> Iterator[SliceScores]:
     """Score slices one after the other; one that cannot be explained is left out with its reason.
 
     Logs the rate and the time that is left.
 
-    Args:
-        model: what is explained.
-        requests: the slices; none is kept but the first.
-        count: how many they are, at most.
-        run: method and settings.
-        skips: gets what is left out.
-
     Raises:
         ConfigError: nothing can be explained, not even a plain image.
     """
-    done = forwards = 0
-    first, before = None, len(skips)
+    done: list[SliceScores] = []
+    skips: list[Skip] = []
     # one for the job: what fits is found once, not in each slice
     batch = engine.BatchSize.of(run.batch_size, model.device, model.input_size)
     run = replace(run, batch_size=batch)
     start = time.perf_counter()
     for number, request in enumerate(requests, 1):
-        first = first or request
         scores = None
-        with left_out(skips, request.case, STAGE, request.index):
+        with left_out(skips, request.case, STAGE, request.slice):
             scores, without = score_slice(model, request, run)
             skips += without
         if scores is None:
-            _log.warning("%s %s: left out", request.key, run.method)
+            _log.warning("%s/%d %s: left out", request.case, request.slice, run.method)
             continue
-        done += 1
+        done.append(scores)
         elapsed = time.perf_counter() - start
-        forwards += scores.n_forwards
+        forwards = sum(one.n_forwards for one in done)
         _log.info(
-            "%s %s (%s): slice %d of %d, %.1f forwards/s, %.0f s left",
-            request.key,
+            "%s/%d %s (%s): slice %d of %d, %.1f forwards/s, %.0f s left",
+            request.case,
+            request.slice,
             run.method,
             request.guidance,
             number,
-            count,
+            len(requests),
             forwards / elapsed,
-            elapsed / number * (count - number),
+            elapsed / number * (len(requests) - number),
         )
-        yield scores
-    if first is not None:
-        probe = _plain_request(model, first)
+    if requests:
+        probe = _plain_request(model, requests[0])
         what = f"The model under '{run.method}'"
-        refuse_broken(done, skips[before:], what, lambda: score_slice(model, probe, run))
+        refuse_broken(len(done), skips, what, lambda: score_slice(model, probe, run))
+    return done, skips
 
 
 def _plain_request(model: Model, like: Request) -> Request:
@@ -291,4 +278,4 @@ def _unusable(request: Request, target: str) -> str | None:
 
 
 def _skip(request: Request, target: str | None, reason: str) -> Skip:
-    return Skip(request.case, STAGE, reason, request.index, target)
+    return Skip(request.case, STAGE, reason, request.slice, target)
