@@ -1,14 +1,15 @@
 """How well a localizer finds organs: on phantoms that nothing was trained or chosen on, on scans.
 
     PYTHONPATH=scripts python benchmarks/localizer.py [--volumes 34] [--sheet samples.tsv …]
-    PYTHONPATH=scripts python benchmarks/localizer.py --localizer FILE --ablation --below-zero
+    PYTHONPATH=scripts python benchmarks/localizer.py --localizer FILE --ablation --varied
 
 Prints a Markdown table, a row for each group of slices: Dice of each organ's map (its most probable
 class), Dice of the compact SAM with the box of its ROI, the share of organs that are not there and
 are found all the same, seconds per slice. Dice is the mean over the slices that hold the organ.
-``--islands`` also tries boxes around the largest part of each ROI alone. ``--ablation`` adds the
-same weights with all that comes from the text at zero, ``--below-zero`` CT that has lost all below
-0 HU: fat and air are alike, as in many published slices.
+``--islands 1`` also tries boxes around the largest part of each ROI alone, 0.2 around all parts of
+at least a fifth of its size. ``--ablation`` adds the
+same weights with all that comes from the text at zero, ``--varied`` the same slices as others bring
+them (see `VARIATIONS`).
 
 Phantoms: 34 volumes of each modality from seeds that no pool and no study uses, with the default
 settings, at a quarter, a half and three quarters of the labelled extent.
@@ -20,6 +21,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,12 +32,13 @@ from numpy.typing import NDArray
 
 from compact import phantom
 from xaiclip.config import default_config
+from xaiclip.config.constraints import label_table
 from xaiclip.data.record import Slice
 from xaiclip.data.sheet import Case, read_sheet
 from xaiclip.data.slices import take_slices
 from xaiclip.localizer.locating import COMPACT, Locator
 from xaiclip.localizer.model import predict_slice
-from xaiclip.masks.roi import Roi, RoiSettings, box_of, rois_of
+from xaiclip.masks.roi import Roi, RoiSettings, body_mask, box_of, rois_of
 from xaiclip.models.segmenters.base import Segmenter
 from xaiclip.models.segmenters.loading import load_segmenter
 from xaiclip.models.segmenters.predict import segment_slice
@@ -59,7 +62,8 @@ def settings() -> dict[str, object]:
     config = default_config()
     return {
         "classes": config["classes"],
-        **{key: config["data"][key] for key in ("labels", "window", "percentiles")},
+        "labels": label_table(config),
+        **{key: config["data"][key] for key in ("window", "percentiles")},
         **{key: config["data"][key] for key in ("orientation", "implausible")},
         **{"policy": "all", "index": None, "every": 1},
     }
@@ -68,7 +72,10 @@ def settings() -> dict[str, object]:
 def labelled(case: Case) -> list[Slice]:
     """The slices of a scan that hold an organ."""
     taken = take_slices(case, settings())
-    return [item for item in taken.slices if item.label is not None and item.label.any()]
+    items = [item for item in taken.slices if item.label is not None and item.label.any()]
+    if not items:
+        raise SystemExit(f"{case.name}: no slice holds an organ, or it cannot be read.")
+    return items
 
 
 def phantoms(volumes: int, modality: str, seed: int = SEED) -> Iterator[Slice]:
@@ -83,20 +90,20 @@ def phantoms(volumes: int, modality: str, seed: int = SEED) -> Iterator[Slice]:
                 yield items[int(share * (len(items) - 1))]
 
 
-def largest(roi: Roi, margin: float) -> Roi:
-    """The largest part of an ROI, and its box."""
+def large_parts(roi: Roi, margin: float, share: float) -> Roi:
+    """The parts of an ROI that have at least a share of the largest one's pixels, and their box."""
     from scipy import ndimage
 
     parts, count = ndimage.label(roi.mask)
     if count < 2:
         return roi
     sizes = np.bincount(parts.ravel())[1:]
-    mask = np.asarray(parts == 1 + sizes.argmax())
+    mask = np.isin(parts, 1 + np.flatnonzero(sizes >= share * sizes.max()))
     return Roi(mask, box_of(mask, margin))
 
 
 def look(
-    locator: Locator, segmenter: Segmenter, item: Slice, islands: bool
+    locator: Locator, segmenter: Segmenter, item: Slice, islands: float
 ) -> Iterator[tuple[str, str, float]]:
     """What was measured in a slice: (what, organ, value)."""
     assert item.label is not None
@@ -109,8 +116,9 @@ def look(
     rois, _ = rois_of(item, maps, letterbox, classes, RoiSettings())
     kinds = {"box": {organ: sources["localizer"] for organ, sources in rois.items()}}
     if islands:
+        margin = RoiSettings().margin
         kinds["island"] = {
-            organ: largest(roi, RoiSettings().margin) for organ, roi in kinds["box"].items()
+            organ: large_parts(roi, margin, islands) for organ, roi in kinds["box"].items()
         }
     for index, organ in enumerate(classes):
         truth, found = item.label == index, winners == index
@@ -143,8 +151,32 @@ def summary(rows: list[tuple[str, str, float]]) -> dict[str, float]:
 
 
 def below_zero(item: Slice) -> Slice:
-    """A windowed CT slice (level 40, width 400) that has lost all below 0 HU."""
+    """A windowed CT slice (level 40, width 400) that has lost all below 0 HU: fat and air alike."""
     return replace(item, image=np.maximum(item.image, np.uint8(102)))
+
+
+def narrow(item: Slice) -> Slice:
+    """A window of half the width."""
+    grey = (item.image.astype(np.float32) - 127.5) * 2 + 127.5
+    return replace(item, image=np.clip(grey, 0, 255).astype(np.uint8))
+
+
+def cropped(item: Slice) -> Slice:
+    """A field of view that ends where the body does."""
+    assert item.label is not None
+    rows, columns = (np.flatnonzero(body_mask(item.image).any(axis)) for axis in (1, 0))
+    cut = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    return replace(item, image=item.image[cut], label=item.label[cut])
+
+
+def shifted(item: Slice) -> Slice:
+    """A body at the right and lower rim of a field of view that is half as large again."""
+    assert item.label is not None
+    pad = [(side // 2, 0) for side in item.image.shape]
+    return replace(item, image=np.pad(item.image, pad), label=np.pad(item.label, pad))
+
+
+VARIATIONS = {"HU ≥ 0": below_zero, "narrow": narrow, "cropped": cropped, "shifted": shifted}
 
 
 def main() -> None:
@@ -154,8 +186,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED, help="of the first one (%(default)s)")
     parser.add_argument("--sheet", nargs="*", default=[], help="sample sheets of scans with labels")
     parser.add_argument("--ablation", action="store_true")
-    parser.add_argument("--below-zero", action="store_true")
-    parser.add_argument("--islands", action="store_true")
+    parser.add_argument("--varied", action="store_true")
+    parser.add_argument("--islands", type=float, default=0.0, metavar="SHARE")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -168,9 +200,10 @@ def main() -> None:
     for sheet in given.sheet:
         for case in read_sheet(sheet):
             groups[case.name] = labelled(case)
-    if given.below_zero:
-        ct = {name: items for name, items in groups.items() if items[0].modality == "CT"}
-        groups |= {f"{name}, HU ≥ 0": [below_zero(i) for i in own] for name, own in ct.items()}
+    if given.varied:
+        for (name, items), (how, change) in product(list(groups.items()), VARIATIONS.items()):
+            if change is not below_zero or items[0].modality == "CT":
+                groups[f"{name}, {how}"] = [change(item) for item in items]
     locator = Locator(given.localizer, "cpu")
     segmenter = load_segmenter({**default_config()["segmenter"], "model": "compact"}, "cpu", "fp32")
     rows = []

@@ -24,6 +24,7 @@ from xaiclip.files import check_writable, write_text
 from xaiclip.organs import file_stem, organs_of
 from xaiclip.report import catalogue
 from xaiclip.seeds import derived
+from xaiclip.workflow.lease import accelerated
 
 
 def made_cases():
@@ -358,6 +359,31 @@ def on_device(*models, **settings):
         "weights": {model: weights(model) for model in models},
         "factory": FACTORY if "sam" in models else None,
     }
+
+
+@cache
+def on_these_cores():
+    """Whether models compute on the cores of this machine, and not on a GPU or another machine."""
+    if workflow.remote_exec or not workflow.local_exec:
+        return False
+    return config["device"] == "cpu" or (
+        config["device"] == "auto" and not accelerated()
+    )
+
+
+def one_gpu(wildcards):
+    """The GPU of a job that runs models, if there is one to have."""
+    return 0 if on_these_cores() else 1
+
+
+def model_threads(wildcards):
+    """Threads of a job that runs models: where they compute on these cores, half of them.
+
+    Two jobs side by side make more of the cores than one, which starts on a single core, and whose
+    operations are too short to be split well.
+    """
+    cores = workflow.global_resources["_cores"].value
+    return max(1, min(8, cores // 2)) if on_these_cores() and cores else 8
 
 
 @cache

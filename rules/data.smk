@@ -117,7 +117,6 @@ rule preprocess:
         "results/{run}/logs/preprocess/{batch}.log",
     conda:
         "../envs/data.yaml"
-    threads: 2
     resources:
         mem_mb=lambda wildcards, attempt: 1000 * attempt,
         runtime=30,

@@ -2,9 +2,12 @@
 
 import sys
 
+import numpy as np
 import pytest
 
 from xaiclip.errors import ConfigError
+from xaiclip.metrics.localization import PooledAuc
+from xaiclip.metrics.schema import LOCALIZER, write_table
 from xaiclip.report import catalogue
 from xaiclip.report.figures import DATA
 from xaiclip.report.tables.data import Study, Table
@@ -140,3 +143,43 @@ def test_a_study_gives_a_table_its_skips_and_settings(tmp_path):
 def test_tables_are_functions_of_a_study():
     hints = catalogue.load(catalogue.tables()["table2"].place).__annotations__
     assert hints == {"study": Study.__name__, "return": Table.__name__}
+
+
+def test_table2_adds_the_batches_of_each_variant(tmp_path):
+    """Their files are told apart by the path that the workflow gives them."""
+    rng = np.random.default_rng(4)
+    classes = ["background", "spleen", "liver"]
+    files, sums = [], {}
+    for variant in ("text", "no_text"):
+        for batch in ("test-0", "test-1"):
+            label = rng.integers(0, 3, (30, 41))
+            prob = rng.dirichlet([1, 1, 1], label.shape).transpose(2, 0, 1)
+            prob += np.eye(3)[label].transpose(2, 0, 1) * (0.2 if variant == "text" else 0.05)
+            one = PooledAuc(classes)
+            one.update(prob / prob.sum(0), label)
+            sums[variant] = sums[variant] + one if variant in sums else one
+            path = paths.filled(paths.LOCALIZER_POOLED, variant=variant, batch=batch)
+            files.append(tmp_path / path.format(run="demo"))
+            files[-1].parent.mkdir(parents=True, exist_ok=True)
+            one.save(files[-1])
+    (tmp_path / "skipped.tsv").write_text("case\tslice\torgan\tstage\treason\n")
+    rows = [
+        {"case": "a", "slice": 1, "class": name, "variant": variant, "dice": 0.5, "auc_roc": 0.9}
+        for name in classes
+        for variant in sums
+    ]
+    write_table(tmp_path / "rows.parquet", rows, LOCALIZER)
+    study = Study(
+        {
+            "localizer_pooled": files,
+            "metrics/localizer": [tmp_path / "rows.parquet"],
+            "skipped": [tmp_path / "skipped.tsv"],
+        },
+        ["a"], classes, {}, 1, {"resamples": 20, "confidence": 0.9},
+    )  # fmt: skip
+    frame = catalogue.load(catalogue.tables()["table2"].place)(study).frame
+    pooled = frame[frame["measure"] == "auc_roc_pooled"].set_index(["class", "variant"])["mean"]
+    for variant, one in sums.items():
+        for name, value in one.auc().items():
+            assert pooled[name, variant] == value
+    assert pooled["liver", "text"] > pooled["liver", "no_text"]

@@ -90,6 +90,14 @@ def test_complete_is_idempotent_and_leaves_its_input_alone():
         ),
         ({"explain": {"batch_size": "big"}}, ["'explain.batch_size'"]),
         ({"segmenter": {"checkpoint": "auto"}}, ["'segmenter.checkpoint'", "'compact'", "medsam"]),
+        (
+            {"localizer": {"weights": "compact", "backbone": "ViT-L-14", "pretrained": "openai"}},
+            ["'localizer.weights'", "'ViT-L-14'", "train one"],
+        ),
+        (
+            {"localizer": {"weights": "compact"}, "classes": ["background", "liver"]},
+            ["'localizer.weights'", "right kidney", "'classes'"],
+        ),
         ({"data": {"source": "flare"}}, ["'data.source'", "flare22"]),
         ({"data": {"cases": []}}, ["'data.cases'"]),
         # sources, and what is given and not read

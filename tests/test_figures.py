@@ -13,20 +13,28 @@ from matplotlib.text import Text
 from skimage.color import rgb2lab
 
 import table_study
-from figure_study import ATTRIBUTIONS, BATCH, CLASSES, drawn_slice, files_of, make_study
+from figure_study import (
+    ATTRIBUTIONS,
+    BATCH,
+    CLASSES,
+    drawn_slice,
+    files_of,
+    make_study,
+    settings_of,
+)
+from stored_maps import load_attributions
 from xaiclip.errors import CaseError, Skip
-from xaiclip.explain.attribution import load_attributions
 from xaiclip.explain.store import load_scores
 from xaiclip.metrics.schema import EXPLANATIONS, write_table
 from xaiclip.report import colours, figures_stages, sources, style
 from xaiclip.report.figures import DATA, FIGURES, draw
 from xaiclip.report.picture import ColourBar, Entry, Note, Panel, Picture, Words
-from xaiclip.report.sources import Settings, sources_of
+from xaiclip.report.sources import sources_of
 from xaiclip.report.words import plain
 
 pytestmark = pytest.mark.slow
 
-LIVER = Settings(CLASSES)
+LIVER = settings_of(CLASSES)
 
 
 def words_of(figure: Figure) -> str:

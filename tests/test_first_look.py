@@ -81,6 +81,17 @@ def cases_of(output):
     return set(re.findall(r"Phantom (\w+)", output)), re.findall(r"Slices of batch (\S+)", output)
 
 
+def test_the_shipped_localizer_is_used_by_its_name(scans):
+    """Nothing trains, and another backbone is refused in a sentence."""
+    study = overlay(scans, {"localizer": {"weights": "compact"}})
+    status, output = snakemake(scans, "--dry-run", *study)
+    assert status == 0, output[-3000:]
+    assert "train_localizer" not in output
+    assert "Localize the organs" in output
+    words = refused(scans, *overlay(scans, {"localizer": {"weights": "compact", "backbone": "x"}}))
+    assert "'localizer.weights' is 'compact'" in words
+
+
 def test_a_sheet_is_never_left_aside_for_phantoms(scans):
     status, output = snakemake(scans, "--dry-run", *overlay(scans))
     assert status == 0, output[-3000:]

@@ -6,10 +6,10 @@ from scipy.stats import spearmanr
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from explain_fakes import FakeSegmenter, context, picture, table
+from explain_fakes import FakeSegmenter, context, picture, run_of, table
 from xaiclip.errors import CaseError
 from xaiclip.explain import occlusion
-from xaiclip.explain.runner import Request, Run, attribute_slice, score_slice
+from xaiclip.explain.runner import Request, attribute_slice, score_slice
 from xaiclip.explain.surface import surface
 from xaiclip.explain.uncertainty import block_size, grouped, reliability, split_half, summary
 from xaiclip.metrics.savings import replay, savings, shortened, summarise
@@ -135,7 +135,7 @@ def sliced(method, settings):
     boxes = {"liver": np.array([21.0, 32, 77, 112]), "spleen": np.array([70.0, 64, 126, 136])}
     target = Request("a", 4, picture(), boxes)
     model = FakeSegmenter()
-    scores, _ = score_slice(model, target, Run(method, settings, seed=11))
+    scores, _ = score_slice(model, target, run_of(method, settings, seed=11))
     return scores, model.encoded
 
 

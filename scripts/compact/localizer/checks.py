@@ -48,8 +48,9 @@ def check(
     row: dict[str, float] = {}
     for kind in sorted(set(modality)):
         own = np.asarray(modality) == kind
-        means = np.nanmean(dice[own], axis=0)
-        row[f"dice_{kind}"] = float(means.mean())
+        held = ~np.isnan(dice[own])
+        means = np.where(held, dice[own], 0).sum(0) / np.where(held.any(0), held.sum(0), np.nan)
+        row[f"dice_{kind}"] = float(np.nanmean(means))
         for organ, value in zip(localizer.classes[1:], means, strict=True):
             row[f"{kind}_{organ.replace(' ', '_')}"] = float(value)
     areas = np.stack([(found == k).sum((1, 2)) for k in range(1, count)], axis=1)

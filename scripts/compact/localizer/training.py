@@ -7,7 +7,7 @@ import csv
 import logging
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from xaiclip.organs import SIX_CLASSES
 log = logging.getLogger(__name__)
 
 MODEL = LocalizerSettings(image=True)
+Batch = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 WEIGHTS, LOG = "localizer.safetensors", "training_localizer.csv"
 
 
@@ -65,7 +66,7 @@ def _precision(settings: LocalizerTraining, device: torch.device) -> str:
 
 
 def _split(pieces: list[PoolSlice], held_out: int) -> tuple[list[PoolSlice], list[PoolSlice]]:
-    """By volume: the last ones, half of which are CT and MR as in the pool, are kept apart."""
+    """By volume: the last ones, CT and MR in the pool's own proportion, are kept apart."""
     volumes = sorted({p.volume for p in pieces})
     last = set(volumes[-min(held_out, len(volumes) // 4) :])
     return [p for p in pieces if p.volume not in last], [p for p in pieces if p.volume in last]
@@ -78,9 +79,9 @@ class _Batches:
         self.pieces, self.settings = pieces, settings
         self.table = class_of(SIX_CLASSES)
         self.executor = ThreadPoolExecutor(1)
-        self.ahead: dict[int, object] = {}
+        self.ahead: dict[int, Future[Batch]] = {}
 
-    def draw(self, step: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def draw(self, step: int) -> Batch:
         """Images and classes, (B, 224, 224) each; a function of seed and step."""
         rng = np.random.default_rng([self.settings.seed, step])
         drawn = []
@@ -91,10 +92,11 @@ class _Batches:
                 drawn.append(example(self.pieces[i], self.table, rng))
         return np.stack([d[0] for d in drawn]), np.stack([d[1] for d in drawn])
 
-    def take(self, step: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def take(self, step: int) -> Batch:
+        """The batch of a step; the next one is begun."""
         future = self.ahead.pop(step, None) or self.executor.submit(self.draw, step)
         self.ahead[step + 1] = self.executor.submit(self.draw, step + 1)
-        return future.result()  # type: ignore[attr-defined,no-any-return]
+        return future.result()
 
 
 def _averaged(model: Localizer, ema: Localizer, decay: float) -> None:
