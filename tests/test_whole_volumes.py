@@ -17,16 +17,12 @@ import markdown_page
 from explain_fakes import FakeSegmenter
 from in_process import Named
 from isolation_study import BATCH, CASES, CLASSES, ORGANS, Study
+from stored_maps import load_attributions
 from table_cells import read
 from table_study import explanation_rows
 from xaiclip.data.record import SliceName
 from xaiclip.errors import Skip
-from xaiclip.explain.attribution import (
-    Attribution,
-    _Shared,
-    load_attributions,
-    save_attributions,
-)
+from xaiclip.explain.attribution import Attribution, _Shared, save_attributions
 from xaiclip.explain.recipes import Recipe
 from xaiclip.explain.runner import attribute_slice
 from xaiclip.explain.store import load_scores
