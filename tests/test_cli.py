@@ -13,6 +13,7 @@ from PIL import Image
 import xaiclip
 from xaiclip import cli, images
 from xaiclip.errors import CaseError
+from xaiclip.masks.roi import Roi
 from xaiclip.resources import shipped
 
 SCAN = shipped("compact", "example_ct.nii.gz")
@@ -155,6 +156,36 @@ def test_what_is_not_given_is_the_default(asked):
     assert {key: named[key] for key in ("guidance", "fill", "seed", "checkpoint", "rois")} == {
         "guidance": "full", "fill": "mean", "seed": 2026, "checkpoint": None, "rois": None
     }  # fmt: skip
+
+
+def test_the_localizers_regions_are_passed_on_under_guidance_alone(asked, monkeypatch):
+    from xaiclip.localizer import locating
+
+    mask = np.ones((3, 4), bool)
+    found = {
+        "spleen": Roi(mask, np.array([1, 2, 3, 4], np.float32)),
+        "liver": Roi(mask, None),
+        "pancreas": Roi(mask, np.array([5, 6, 7, 8], np.float32)),
+    }
+
+    class Fake(locating.Locator):
+        classes = ("background", *found)
+
+        def __init__(self, *given):
+            pass
+
+        def rois(self, item, settings=None):
+            return found
+
+    monkeypatch.setattr(locating, "Locator", Fake)
+    at = ("--slice", "0")
+    (_, _, boxes, _), named, _ = asked(*at)
+    assert (list(boxes), named["rois"]) == (["spleen", "pancreas"], None)
+    (_, _, boxes, _), named, _ = asked(*at, "--organ", "liver,pancreas", "--guidance", "roi")
+    assert list(boxes) == ["liver", "pancreas"]  # what was asked for, also where it is not found
+    assert named["rois"] == boxes
+    assert boxes["pancreas"] is found["pancreas"]
+    assert list(xaiclip.locate(SCAN, Fake())) == ["spleen", "pancreas"]
 
 
 def test_a_box_needs_its_slice_where_there_are_two(asked, tmp_path, capsys):
