@@ -117,6 +117,12 @@ def test_deferred_packages_are_there_for_the_users_own_models(name):
     assert loaded(f"{code}\nimport {name}\nprint({probe})") >= {"torch"}
 
 
+def test_litemedsam_is_there_after_the_localizer():
+    """Which defers timm: a command that locates, then segments, loads both in this order."""
+    code = "import xaiclip.localizer.model, xaiclip.models.segmenters.lite as lite; lite.build()"
+    assert loaded(code) >= {"torch"}
+
+
 def test_library_never_imports_snakemake():
     for path in (ROOT / "scripts/xaiclip").rglob("*.py"):
         assert "snakemake" not in {

@@ -199,7 +199,7 @@ def score_each(
         ConfigError: nothing can be explained, not even a plain image.
     """
     done = forwards = 0
-    first = None
+    first, before = None, len(skips)
     # one for the job: what fits is found once, not in each slice
     batch = engine.BatchSize.of(run.batch_size, model.device, model.input_size)
     run = replace(run, batch_size=batch)
@@ -230,7 +230,7 @@ def score_each(
     if first is not None:
         probe = _plain_request(model, first)
         what = f"The model under '{run.method}'"
-        refuse_broken(done, skips, what, lambda: score_slice(model, probe, run))
+        refuse_broken(done, skips[before:], what, lambda: score_slice(model, probe, run))
 
 
 def _plain_request(model: Model, like: Request) -> Request:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+# the package first: where it is deferred, a part that is asked for alone would load it half-way
+from timm import models as _first  # noqa: F401
 from timm.models.tiny_vit import ConvNorm, TinyVit
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
@@ -150,33 +154,38 @@ def encode_lite(encoder: LiteEncoder, images: Tensor) -> Tensor:
 def _encode(encoder: LiteEncoder, images: Tensor) -> Tensor:
     embed = encoder.patch_embed
     x = images.permute(0, 2, 3, 1)
-    x = torch.cat(
-        [
-            _pointwise(embed.conv2, F.gelu(_pointwise(embed.conv1, some)))
-            for some in x.split(_step(x, embed.conv2.out_channels), dim=1)
-        ],
-        dim=1,
+    x = _by_rows(
+        lambda some: _pointwise(embed.conv2, F.gelu(_pointwise(embed.conv1, some))),
+        x,
+        _rows(x, embed.conv2.out_channels),
     )
     for stage in encoder.stages:
         if hasattr(stage, "downsample"):
             x = _bottleneck(stage.downsample, x)
             for block in stage.blocks:
-                x = _attend(block, x)
-                y = block.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-                x = torch.cat(
-                    [one + block.mlp(one) for one in y.split(_step(y, 4 * y.shape[-1]), 1)], 1
+                x = _by_rows(
+                    partial(_attend, block), x, _rows(x, 4 * x.shape[3], block.window_size)
                 )
+                x = block.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+                widest = block.mlp.fc1.out_features
+                x = _by_rows(lambda some, mlp=block.mlp: some + mlp(some), x, _rows(x, widest))
         else:
             for block in stage.blocks:
-                x = F.gelu(_bottleneck(block, x, residual=True))
-    return encoder.neck(x.permute(0, 3, 1, 2))
+                x = _bottleneck(block, x, residual=True)
+    embedding: Tensor = encoder.neck(x.permute(0, 3, 1, 2))
+    return embedding
 
 
-def _step(x: Tensor, channels: int) -> int:
+def _rows(x: Tensor, channels: int, multiple: int = 1) -> int:
     """Rows of (B, H, W, C) to take at a time, where each place will hold so many channels."""
     if x.device.type != "cpu":
         return x.shape[1]
-    return max(4, _HELD // (len(x) * x.shape[2] * channels))
+    return multiple * max(1, _HELD // (len(x) * x.shape[2] * channels * multiple))
+
+
+def _by_rows(function: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
+    """``function`` of (B, H, W, C), some rows at a time."""
+    return torch.cat([function(some) for some in x.split(rows, dim=1)], dim=1)
 
 
 def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -185,31 +194,31 @@ def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _bottleneck(block: Any, x: Tensor, residual: bool = False) -> Tensor:
-    """Widen, convolve each channel in 3 × 3 places, narrow: timm's MBConv and PatchMerging.
+    """Widen, convolve each channel in 3 × 3 places, narrow: timm's PatchMerging, or its MBConv.
 
-    (B, H, W, C) → (B, H / stride, W / stride, C'); of an MBConv without the last activation.
+    (B, H, W, C) → (B, H / stride, W / stride, C').
     """
     conv = block.conv2
     height, stride = x.shape[1], conv.stride[0]
-    step, parts = _step(x, conv.out_channels), []
-    for top in range(0, height, step):
-        end = min(top + step, height)
+    rows, parts = _rows(x, conv.out_channels, 2), []
+    for top in range(0, height, rows):
+        end = min(top + rows, height)
         # and the rows above and below, which the convolution reads; beyond the image stand zeros
         above, below = int(top > 0), int(end < height)
         y = F.gelu(_pointwise(block.conv1, x[:, top - above : end + below]))
-        y = F.pad(y, (0, 0, 0, 0, 1 - above, 1 - below)).permute(0, 3, 1, 2)
-        y = F.conv2d(y, conv.weight, conv.bias, stride, (0, 1), groups=conv.groups)
+        if not (above and below):
+            y = F.pad(y, (0, 0, 0, 0, 1 - above, 1 - below))
+        y = F.conv2d(y.permute(0, 3, 1, 2), conv.weight, conv.bias, stride, (0, 1), 1, conv.groups)
         y = _pointwise(block.conv3, F.gelu(y).permute(0, 2, 3, 1))
-        parts.append(y + x[:, top:end] if residual else y)
+        parts.append(F.gelu(y + x[:, top:end]) if residual else y)
     return torch.cat(parts, dim=1)
 
 
 def _attend(block: Any, x: Tensor) -> Tensor:
-    """``x`` and its attention within windows: (B, H, W, C) → (B, H, W, C)."""
+    """``x`` and its attention within windows, of whole rows of windows: (B, H, W, C)."""
     attention, side = block.attn, block.window_size
     images, height, width, _ = x.shape
     rows, columns = -(-height // side), -(-width // side)
-    heads = attention.num_heads
     qkv = attention.qkv(attention.norm(x))
     if (rows * side, columns * side) != (height, width):
         # a padded place is zero before its norm, and the norm's bias behind it
@@ -218,22 +227,21 @@ def _attend(block: Any, x: Tensor) -> Tensor:
         padded[:, :height, :width] = qkv
         qkv = padded
     # (B, rows, side, columns, side, heads, 3, d) → (3, B, rows, columns, heads, side · side, d)
-    qkv = qkv.view(images, rows, side, columns, side, heads, 3, -1).permute(6, 0, 1, 3, 5, 2, 4, 7)
-    bias = attention.get_attention_biases(x.device)
-    parts = []
-    for row in range(rows):
-        q, k, v = qkv[:, :, row].flatten(4, 5)
-        parts.append(_weigh(q, k, v, bias, attention.scale))
-    # (B, rows, columns, heads, side, side, d) → (B, H, W, C)
-    y = torch.stack(parts, dim=1).unflatten(4, (side, side)).permute(0, 1, 4, 2, 5, 3, 6)
+    qkv = qkv.view(images, rows, side, columns, side, attention.num_heads, 3, -1)
+    q, k, v = qkv.permute(6, 0, 1, 3, 5, 2, 4, 7).flatten(5, 6)
+    y = _weigh(q, k, v, attention.get_attention_biases(x.device), attention.scale)
+    y = y.unflatten(4, (side, side)).permute(0, 1, 4, 2, 5, 3, 6)
     y = y.reshape(images, rows * side, columns * side, -1)[:, :height, :width]
     return x + attention.proj(y)
 
 
 def _weigh(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """Attention of (…, N, d) with what is added to the products, (heads, N, N)."""
+    """Attention of (B, rows, columns, heads, N, d); ``bias`` (heads, N, N) joins the products."""
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q), scale=scale)
+        windows = q.shape[:3]
+        q, k, v = (one.flatten(0, 2) for one in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale)
+        return y.unflatten(0, windows)
     # torch's fused kernel takes half as long again for windows as small as these
     weights = (q * scale) @ k.transpose(-2, -1)
     return weights.add_(bias).softmax(-1) @ v
