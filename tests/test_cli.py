@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -195,6 +196,16 @@ def test_a_box_needs_its_slice_where_there_are_two(asked, tmp_path, capsys):
     nib.save(nib.Nifti1Image(two, image.affine), tmp_path / "two.nii.gz")
     assert explain(tmp_path, *BOX, scan=tmp_path / "two.nii.gz") == cli.FAILED
     assert "say which with --slice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("organs", "code"), [(["--organ", "spleen,liver"], cli.PARTLY), ([], cli.DONE)]
+)
+def test_only_what_was_asked_for_by_name_can_be_missed(organs, code, monkeypatch, tmp_path):
+    maps = SimpleNamespace(left_out={"liver": "it is not there"}, n_forwards=3, seconds=1.0)
+    monkeypatch.setattr(xaiclip, "explain", lambda *given, **named: maps)
+    monkeypatch.setattr(cli, "write", lambda *given: [])
+    assert explain(tmp_path, "--label", str(LABEL), *organs) == code
 
 
 def test_exit_codes_are_those_of_the_help():

@@ -134,7 +134,7 @@ def test_variants_that_fail_leave_no_file_and_skips_have_an_order(tmp_path, monk
         raise RuntimeError("planted")
 
     monkeypatch.setattr(nifti, "_restored", planted)
-    both = [attribution(organ, 1, "other", primary=False) for organ in reversed(ORGANS)]
+    both = [attribution(organ, 1, "other", primary=False) for organ in ORGANS]
     stored = {
         (method, "full"): [("a", 1, one) for one in both] for method in ("rise", "lime")
     }  # fmt: skip

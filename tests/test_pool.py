@@ -128,6 +128,13 @@ def test_what_shines_in_mr_is_cut_at_twice_the_white(tmp_path: Path) -> None:
     assert abs(np.sort(stored.ravel()) - np.sort(back.ravel())).max() <= 0.51
 
 
+@pytest.mark.filterwarnings("error")
+def test_mr_of_a_single_value_is_black(tmp_path: Path) -> None:
+    image = np.full((5, 6, 4), 7, np.int16)
+    add_volume(tmp_path, "x", image, np.ones(image.shape, np.uint8), np.eye(4), "MR", "T1")
+    assert not np.stack([p.image for p in load_pool(tmp_path)]).any()
+
+
 def test_an_empty_folder_is_no_pool(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no pool"):
         load_pool(tmp_path)

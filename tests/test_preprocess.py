@@ -338,6 +338,8 @@ def test_a_batch_does_not_depend_on_threads(tmp_path):
         if item.label is not None:
             assert set(np.unique(a.label)) == {0, 4}
     save_preprocessed(tmp_path / "batch.npz", one)
+    some = load_preprocessed(tmp_path / "batch.npz", {"case/4", "case/1", "other/2"})
+    assert [piece.key for piece in some] == ["case/1", "case/4"]
     got = load_preprocessed(tmp_path / "batch.npz")
     for a, b in zip(got, one, strict=True):
         assert a.letterbox == b.letterbox

@@ -194,10 +194,11 @@ def test_without_label_every_slice_with_content_is_taken(case):
     assert "image: has no label" in skip.reason
 
 
-def test_a_constant_slice_is_left_out(case):
+@pytest.mark.parametrize("value", [-1000, 40, 3000])
+def test_a_constant_slice_is_left_out(case, value):
     image = nib.load(case.image)
     array = np.asarray(image.dataobj).copy()
-    array[:, :, 3] = -1000
+    array[:, :, 3] = value
     nib.save(nib.Nifti1Image(array, LPS), case.image)
     slices, (skip,), _ = take(replace(case, label=None), policy="index", index=3)
     assert slices == []
