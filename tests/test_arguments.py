@@ -156,11 +156,14 @@ def test_the_bar_starts_anew_with_each_plan():
     """Also with one of the same length."""
     reporting = arguments.Reporting(True)
     with reporting as report:
-        seen = []
+        seen, resets = [], []
+        reset = reporting._bar.reset
+        reporting._bar.reset = lambda total: (resets.append(total), reset(total))
         for done, number in ((2, 4), (4, 4), (1, 4), (4, 4), (3, 9)):
             report(done, number)
             seen.append((reporting._bar.n, reporting._bar.total))
     assert seen == [(2, 4), (4, 4), (1, 4), (4, 4), (3, 9)]
+    assert resets == [4, 4, 9]
     for silent in (None, False):
         with arguments.Reporting(silent) as report:
             assert report is None

@@ -11,6 +11,7 @@ from xaiclip.metrics.schema import LOCALIZER, write_table
 from xaiclip.report import catalogue
 from xaiclip.report.figures import DATA
 from xaiclip.report.tables.data import Study, Table
+from xaiclip.report.tables.left_out import read_skips
 from xaiclip.workflow import paths
 from xaiclip.workflow.provenance import code_hash, stage_hash
 
@@ -137,6 +138,8 @@ def test_a_study_gives_a_table_its_skips_and_settings(tmp_path):
     common = study.common()
     (skip,) = common.pop("skips")
     assert (skip.case, skip.slice, skip.organ, skip.reason) == ("a", 3, "liver", "empty")
+    whole = read_skips(tmp_path / "skipped.tsv", ["other"])
+    assert [(one.slice, one.organ, one.reason) for one in whole] == [(None, None, "bad")]
     assert common == {"seed": 4, "resamples": 7, "confidence": 0.5}
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 import xaiclip
 from xaiclip import cli, images
 from xaiclip.errors import CaseError
+from xaiclip.masks.roi import Roi
 from xaiclip.resources import shipped
 
 SCAN = shipped("compact", "example_ct.nii.gz")
@@ -157,6 +159,36 @@ def test_what_is_not_given_is_the_default(asked):
     }  # fmt: skip
 
 
+def test_the_localizers_regions_are_passed_on_under_guidance_alone(asked, monkeypatch):
+    from xaiclip.localizer import locating
+
+    mask = np.ones((3, 4), bool)
+    found = {
+        "spleen": Roi(mask, np.array([1, 2, 3, 4], np.float32)),
+        "liver": Roi(mask, None),
+        "pancreas": Roi(mask, np.array([5, 6, 7, 8], np.float32)),
+    }
+
+    class Fake(locating.Locator):
+        classes = ("background", *found)
+
+        def __init__(self, *given):
+            pass
+
+        def rois(self, item, settings=None):
+            return found
+
+    monkeypatch.setattr(locating, "Locator", Fake)
+    at = ("--slice", "0")
+    (_, _, boxes, _), named, _ = asked(*at)
+    assert (list(boxes), named["rois"]) == (["spleen", "pancreas"], None)
+    (_, _, boxes, _), named, _ = asked(*at, "--organ", "liver,pancreas", "--guidance", "roi")
+    assert list(boxes) == ["liver", "pancreas"]  # what was asked for, also where it is not found
+    assert named["rois"] == boxes
+    assert boxes["pancreas"] is found["pancreas"]
+    assert list(xaiclip.locate(SCAN, Fake())) == ["spleen", "pancreas"]
+
+
 def test_a_box_needs_its_slice_where_there_are_two(asked, tmp_path, capsys):
     image = nib.load(SCAN)
     voxels = np.asarray(image.dataobj)
@@ -164,6 +196,16 @@ def test_a_box_needs_its_slice_where_there_are_two(asked, tmp_path, capsys):
     nib.save(nib.Nifti1Image(two, image.affine), tmp_path / "two.nii.gz")
     assert explain(tmp_path, *BOX, scan=tmp_path / "two.nii.gz") == cli.FAILED
     assert "say which with --slice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("organs", "code"), [(["--organ", "spleen,liver"], cli.PARTLY), ([], cli.DONE)]
+)
+def test_only_what_was_asked_for_by_name_can_be_missed(organs, code, monkeypatch, tmp_path):
+    maps = SimpleNamespace(left_out={"liver": "it is not there"}, n_forwards=3, seconds=1.0)
+    monkeypatch.setattr(xaiclip, "explain", lambda *given, **named: maps)
+    monkeypatch.setattr(cli, "write", lambda *given: [])
+    assert explain(tmp_path, "--label", str(LABEL), *organs) == code
 
 
 def test_exit_codes_are_those_of_the_help():

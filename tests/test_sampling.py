@@ -297,3 +297,19 @@ def test_reliability():
     assert split_half(true, true) == pytest.approx(1)
     assert split_half(true, -true) == split_half(true, np.ones(5000)) == 0
     assert split_half(true, true + noise) == pytest.approx(2 * 0.69 / 1.69, abs=0.03)
+
+
+def test_halves_are_compared_where_both_have_values():
+    nan = np.nan
+    flat = np.array([1, 1, 1, 1, 5.0]), np.array([1, 2, 3, 4, nan])
+    assert split_half(*flat) == split_half(*flat[::-1]) == 0
+    few = np.array([1, 2, nan, 4]), np.array([1, 2, 3, nan])
+    assert split_half(*few) == 0  # two points always agree
+    assert split_half(np.array([1, 2, nan, 4, 9]), np.array([1, 2, 3, 4, 5.0])) == 1
+
+
+def test_groups_that_agree_have_no_error_and_no_root_of_less_than_nothing():
+    values = np.linspace(0.01, 3, 4001)
+    errors = grouped([values + values + values, 3 * values**2], 3, 12)
+    assert np.isfinite(errors).all()
+    assert errors.max() < 1e-7
