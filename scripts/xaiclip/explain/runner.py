@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xaiclip.clock import Clock
+from xaiclip.data.record import SliceName
 from xaiclip.errors import Skip, left_out, refuse_broken
 from xaiclip.explain import differentiates, engine, method, refine
 from xaiclip.explain.attribution import Attribution, to_canonical_image, to_canonical_mask
@@ -36,11 +37,10 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class Request(SliceName):
     """A slice, and what of the model's answer to it is to be explained.
 
     Attributes:
-        case, slice: where it comes from.
         image: uint8 (H, W), what the model sees.
         prompts: by target (organ or class), what the model needs to be asked for it; for a
             segmenter a box, float (4,) XYXY in pixels of the slice; None = there is none.
@@ -49,8 +49,6 @@ class Request:
         regions: each organ's region, bool (H, W), if the method asks for a source of them.
     """
 
-    case: str
-    slice: int
     image: NDArray[np.uint8]
     prompts: Mapping[str, Any]
     rois: Mapping[str, NDArray[np.bool_]] | None = None
@@ -60,7 +58,7 @@ class Request:
     @property
     def seed(self) -> int:
         """Of the slice, whatever batch it is in; the same with and without guidance."""
-        return zlib.crc32(f"{self.case}/{self.slice}".encode())
+        return zlib.crc32(self.key.encode())
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,10 @@ class Run:
 
     method: str
     settings: Mapping[str, Any]
-    values: Sequence[str] = ("soft_dice", "in_mask_probability", "hard_dice", "hard_iou")
-    fill: str = "mean"
-    batch_size: int | Literal["auto"] | engine.BatchSize = "auto"
-    seed: int = 0
+    values: Sequence[str]
+    fill: str
+    batch_size: int | Literal["auto"] | engine.BatchSize
+    seed: int
 
 
 def score_slice(
@@ -164,7 +162,7 @@ def score_slice(
             chunk = refine(explainer, plans, tables, context)
     return SliceScores(
         case=request.case,
-        slice=request.slice,
+        index=request.index,
         method=run.method,
         guidance=request.guidance,
         context=context,
@@ -178,46 +176,61 @@ def score_slice(
 def score_batch(
     model: Model, requests: Sequence[Request], run: Run
 ) -> tuple[list[SliceScores], list[Skip]]:
+    """All of `score_each`, and what was left out."""
+    skips: list[Skip] = []
+    return list(score_each(model, requests, len(requests), run, skips)), skips
+
+
+def score_each(
+    model: Model, requests: Iterable[Request], count: int, run: Run, skips: list[Skip]
+) -> Iterator[SliceScores]:
     """Score slices one after the other; one that cannot be explained is left out with its reason.
 
     Logs the rate and the time that is left.
 
+    Args:
+        model: what is explained.
+        requests: the slices; none is kept but the first.
+        count: how many they are, at most.
+        run: method and settings.
+        skips: gets what is left out.
+
     Raises:
         ConfigError: nothing can be explained, not even a plain image.
     """
-    done: list[SliceScores] = []
-    skips: list[Skip] = []
+    done = forwards = 0
+    first, before = None, len(skips)
     # one for the job: what fits is found once, not in each slice
     batch = engine.BatchSize.of(run.batch_size, model.device, model.input_size)
     run = replace(run, batch_size=batch)
     start = time.perf_counter()
     for number, request in enumerate(requests, 1):
+        first = first or request
         scores = None
-        with left_out(skips, request.case, STAGE, request.slice):
+        with left_out(skips, request.case, STAGE, request.index):
             scores, without = score_slice(model, request, run)
             skips += without
         if scores is None:
-            _log.warning("%s/%d %s: left out", request.case, request.slice, run.method)
+            _log.warning("%s %s: left out", request.key, run.method)
             continue
-        done.append(scores)
+        done += 1
         elapsed = time.perf_counter() - start
-        forwards = sum(one.n_forwards for one in done)
+        forwards += scores.n_forwards
         _log.info(
-            "%s/%d %s (%s): slice %d of %d, %.1f forwards/s, %.0f s left",
-            request.case,
-            request.slice,
+            "%s %s (%s): slice %d of %d, %.1f forwards/s, %.0f s left",
+            request.key,
             run.method,
             request.guidance,
             number,
-            len(requests),
+            count,
             forwards / elapsed,
-            elapsed / number * (len(requests) - number),
+            elapsed / number * (count - number),
         )
-    if requests:
-        probe = _plain_request(model, requests[0])
+        yield scores
+    if first is not None:
+        probe = _plain_request(model, first)
         what = f"The model under '{run.method}'"
-        refuse_broken(len(done), skips, what, lambda: score_slice(model, probe, run))
-    return done, skips
+        refuse_broken(done, skips[before:], what, lambda: score_slice(model, probe, run))
 
 
 def _plain_request(model: Model, like: Request) -> Request:
@@ -278,4 +291,4 @@ def _unusable(request: Request, target: str) -> str | None:
 
 
 def _skip(request: Request, target: str | None, reason: str) -> Skip:
-    return Skip(request.case, STAGE, reason, request.slice, target)
+    return Skip(request.case, STAGE, reason, request.index, target)

@@ -42,7 +42,7 @@ class LiteEncoder(nn.Module):
     def __init__(self, config: Mapping[str, Any] = CONFIG) -> None:
         super().__init__()
         widths, out = config["widths"], config["prompt_dim"]
-        net = TinyVit(
+        net: Any = TinyVit(  # typed, its parts would be tensors or modules
             num_classes=0,
             embed_dims=widths,
             depths=config["depths"],
@@ -54,7 +54,8 @@ class LiteEncoder(nn.Module):
         net.patch_embed.conv2 = ConvNorm(widths[0] // 2, widths[0])
         net.stages[-1].downsample.conv2.conv.stride = (1, 1)
         self.img_size: int = config["image_size"]
-        self.patch_embed, self.stages = net.patch_embed, net.stages
+        self.patch_embed: Any = net.patch_embed
+        self.stages: Any = net.stages
         self.neck = nn.Sequential(
             nn.Conv2d(widths[-1], out, 1, bias=False),
             ChannelNorm(out),
@@ -168,12 +169,16 @@ def _encode(encoder: LiteEncoder, images: Tensor) -> Tensor:
                 )
                 x = block.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
                 widest = block.mlp.fc1.out_features
-                x = _by_rows(lambda some, mlp=block.mlp: some + mlp(some), x, _rows(x, widest))
+                x = _by_rows(partial(_beside, block.mlp), x, _rows(x, widest))
         else:
             for block in stage.blocks:
                 x = _bottleneck(block, x, residual=True)
     embedding: Tensor = encoder.neck(x.permute(0, 3, 1, 2))
     return embedding
+
+
+def _beside(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return x + layer(x)
 
 
 def _rows(x: Tensor, channels: int, multiple: int = 1) -> int:
