@@ -126,7 +126,7 @@ def test_the_maps_of_a_slice_are_of_its_own_scores(whole):
     }
     assert len({found.tobytes() for found in maps.values()}) == len(maps)
     wanted = {
-        (one.case, one.slice, each.organ): each.map
+        (one.case, one.index, each.organ): each.map
         for one in scores
         for each in attribute_slice(one)[0]
         if each.primary
@@ -510,7 +510,7 @@ def test_curves_along_the_slices_are_the_rows(made, tmp_path):
     rows, _ = made
     write_table(tmp_path / "explanations.parquet", rows, EXPLANATIONS)
     classes = ["background", "spleen", "liver", "right kidney", "aorta"]
-    settings = Settings(classes, case="kim", organ="right kidney")
+    settings = Settings(classes, "kim", "right kidney", "roi", 150)
     data = along_slices({"metrics": tmp_path / "explanations.parquet"}, settings)
     assert (data.title, data.along) == ("Slices of case kim", "slice, from the feet")
     segmentations, fidelity, localization = (curves for *_, curves in data.panels)
