@@ -313,3 +313,8 @@ def test_groups_that_agree_have_no_error_and_no_root_of_less_than_nothing():
     errors = grouped([values + values + values, 3 * values**2], 3, 12)
     assert np.isfinite(errors).all()
     assert errors.max() < 1e-7
+
+
+def test_a_single_estimate_has_no_reliability():
+    one = np.array([3.0, np.nan, 5.0]), np.array([0.1, 0.2, np.nan])
+    assert np.isnan(reliability(*one))
