@@ -292,11 +292,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a file says of itself, and its tensors.
 
     Raises:
-        ConfigError: it is not a trained localizer.
+        ConfigError: it is not a trained localizer, or differs from its ``SHA256SUMS``.
     """
+    check_sums(path.parent, (path.name,))  # of the shipped one
     try:
         check_weights(path)
-        check_sums(path.parent, (path.name,))
         with safe_open(path, framework="pt") as stored:
             about = json.loads(stored.metadata()["localizer"])
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
