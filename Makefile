@@ -83,7 +83,7 @@ benchmark: $(VENV)/.dev
 	PYTHONPATH=scripts OMP_NUM_THREADS=$(CORES) $(BIN)/python benchmarks/benchmark.py --threads $(CORES)
 
 # This machine's GPU against its CPU: the same maps, and how fast? results/gpu (docs/gpu.md)
-#   make gpu GPU="--weights medsam=medsam_vit_b.pth"
+#   make gpu GPU="--weights litemedsam=auto"
 GPU ?=
 gpu: $(VENV)/.run
 	PYTHONPATH=scripts $(BIN)/python benchmarks/gpu.py $(GPU)

@@ -1,6 +1,6 @@
 """A GPU against this machine's CPU: the same maps? How fast, in which precision, at which batch?
 
-    PYTHONPATH=scripts python benchmarks/gpu.py [--weights medsam=medsam_vit_b.pth] [--quick]
+    PYTHONPATH=scripts python benchmarks/gpu.py [--weights litemedsam=auto] [--quick]
 
 Writes equality.csv, speed.csv, about.json and summary.md; docs/gpu.md says what each column means.
 Exit codes: 0, every map in float32 is the CPU's; 1, one is not; 2, there is no GPU, or no model.
@@ -29,7 +29,7 @@ from gpu_numbers import EQUALITY, SPEED, Row, batches, compared, rates, summary,
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xaiclip import __version__
+from xaiclip import __version__, load_model
 from xaiclip.arguments import settings_of
 from xaiclip.device import PRECISIONS, choose_device, free_cache, out_of_memory
 from xaiclip.errors import ConfigError
@@ -38,8 +38,9 @@ from xaiclip.explain.engine import BatchSize
 from xaiclip.explain.runner import Request, Run, attribute_slice, score_slice
 from xaiclip.files import atomic, write_text
 from xaiclip.metrics.cost import SegmenterCost, segmenter_cost
+from xaiclip.models.segmenters import lite
 from xaiclip.models.segmenters.base import Prompts, Segmenter
-from xaiclip.models.segmenters.loading import BUILDERS, load_segmenter
+from xaiclip.models.segmenters.loading import BUILDERS
 from xaiclip.models.segmenters.sam import SamSegmenter
 
 log = logging.getLogger("gpu")
@@ -147,22 +148,27 @@ class Subject:
 
     def load(self, device: torch.device | str, precision: str) -> Segmenter:
         if self.published:
-            section = {"model": self.name, "checkpoint": self.weights}
-            return load_segmenter(section, str(device), precision)
+            return load_model(
+                self.name, checkpoint=self.weights, device=str(device), precision=precision
+            )
         torch.manual_seed(0)
-        sam = BUILDERS[self.name]()
-        return SamSegmenter(sam, self.name, device=device, precision=precision)
+        how: dict[str, Any] = {"device": device, "precision": precision}
+        if self.name != "litemedsam":
+            return SamSegmenter(BUILDERS[self.name](), self.name, **how)
+        sam = lite.build().eval()
+        lite.fold_norms(sam.image_encoder)
+        return SamSegmenter(sam, self.name, keep_aspect=True, encode=lite.encode_lite, **how)
 
 
 def subjects(weights: Mapping[str, str], quick: bool) -> list[Subject]:
-    """The compact model; MedSAM's ViT-B with its weights or with random ones; what else is given.
+    """The compact model; LiteMedSAM, and MedSAM's ViT-B, with weights or with random ones; others.
 
     Raises:
         ConfigError: a name that is not known.
     """
     found = {"compact": Subject("compact", weights.get("compact"), True)}
     if not quick:
-        found["medsam"] = Subject("medsam", None, False)
+        found |= {name: Subject(name, None, False) for name in ("litemedsam", "medsam")}
     return list({**found, **{k: Subject(k, v, True) for k, v in weights.items()}}.values())
 
 
@@ -172,7 +178,7 @@ def maps_of(
     """The maps of one slice; seconds, forwards, and the batch size that was found."""
     plan_settings, map_settings = settings_of(method, given)
     batch = BatchSize.of("auto", segmenter.device, segmenter.input_size)
-    run = Run(method, plan_settings, ("soft_dice",), batch_size=batch, seed=1)
+    run = Run(method, plan_settings, ("soft_dice",), fill="mean", batch_size=batch, seed=1)
     scores, _ = score_slice(segmenter, Request("phantom", 0, image, boxes), run)
     if scores is None:
         return [], np.nan, 0, batch.value
@@ -304,7 +310,7 @@ def parser() -> argparse.ArgumentParser:
         help="cuda, cuda:1, mps; cpu tries the code, --quick (%(default)s)",
     )
     add("--weights", action="append", type=_weights, default=[], metavar="MODEL=FILE",
-        help="of medsam or another model's name; without, medsam has random ones")  # fmt: skip
+        help="litemedsam=auto, medsam=FILE; without, their weights are random")  # fmt: skip
     add("--largest", type=int, default=256, help="largest batch (%(default)s)")
     add("--quick", action="store_true", help="a few forwards of the compact model")
     add("--out", type=Path, default=Path("results/gpu"))

@@ -1,7 +1,7 @@
 """The segmenters side by side on scans of your own: Dice, seconds, memory.
 
     PYTHONPATH=scripts python benchmarks/models.py samples.tsv \\
-        --model compact --model medsam=medsam_vit_b.pth
+        --model compact --model litemedsam=auto --model medsam=medsam_vit_b.pth
 
 Boxes come from the labels (what a model can do) and from the localizer (what a study does). Writes
 dice.csv, speed.csv and models.md; `--docs docs/models.md` puts the last into that page. Models are
@@ -25,6 +25,7 @@ import torch
 from benchmark import Peak, markdown, page_with
 from numpy.typing import NDArray
 
+from xaiclip import load_model
 from xaiclip.arguments import reference_boxes
 from xaiclip.data.record import Slice
 from xaiclip.data.sheet import Case, read_sheet
@@ -36,7 +37,6 @@ from xaiclip.localizer.locating import Locator
 from xaiclip.masks.roi import Roi
 from xaiclip.metrics.overlap import dice
 from xaiclip.models.segmenters.base import Prompts, Segmenter, networks_of
-from xaiclip.models.segmenters.loading import load_segmenter
 from xaiclip.models.segmenters.predict import segment_slice
 from xaiclip.organs import FLARE22, SIX_CLASSES, organs_of
 
@@ -248,8 +248,7 @@ def main() -> None:
     peaks: dict[str, float] = {}
     for name, weights in given.model or [("compact", None)]:
         with Peak() as peak:
-            section = {"model": name, "checkpoint": weights}
-            segmenters[name] = load_segmenter(section, "cpu", "fp32")
+            segmenters[name] = load_model(name, checkpoint=weights, device="cpu", precision="fp32")
             rows += scored(name, segmenters[name], slices[:1])
             once(segmenters[name], slices[0])  # a full batch
         peaks[name] = peak.megabytes

@@ -24,6 +24,7 @@ from xaiclip.files import check_writable, write_text
 from xaiclip.organs import file_stem, organs_of
 from xaiclip.report import catalogue
 from xaiclip.seeds import derived
+from xaiclip.workflow.lease import accelerated
 
 
 def made_cases():
@@ -228,7 +229,14 @@ TRAINS = not config["localizer"]["weights"]
 VARIANTS = (
     ["text", "no_text"] if TRAINS and config["localizer"]["ablation"] else ["text"]
 )
-FINDS = config["data"]["slices"]["test"]["policy"] == "found"
+# whether the localizer is asked which slices are explained
+FINDS = config["data"]["slices"]["test"]["policy"] == "found" and any(
+    case.split == "test" and not case.label for case in CASES.values()
+)
+# whether a case may have several slices
+SEVERAL = config["data"]["slices"]["test"]["policy"] == "all" or (
+    config["data"]["slices"]["test"]["count"] > 1
+)
 # The file of a trained localizer, where the study trains none.
 TRAINED = (
     str(ROOT / "resources" / "compact" / "localizer.safetensors")
@@ -354,6 +362,31 @@ def on_device(*models, **settings):
 
 
 @cache
+def on_these_cores():
+    """Whether models compute on the cores of this machine, and not on a GPU or another machine."""
+    if workflow.remote_exec or not workflow.local_exec:
+        return False
+    return config["device"] == "cpu" or (
+        config["device"] == "auto" and not accelerated()
+    )
+
+
+def one_gpu(wildcards):
+    """The GPU of a job that runs models, if there is one to have."""
+    return 0 if on_these_cores() else 1
+
+
+def model_threads(wildcards):
+    """Threads of a job that runs models: where they compute on these cores, half of them.
+
+    Two jobs side by side make more of the cores than one, which starts on a single core, and whose
+    operations are too short to be split well.
+    """
+    cores = workflow.global_resources["_cores"].value
+    return max(1, min(8, cores // 2)) if on_these_cores() and cores else 8
+
+
+@cache
 def settings_of(method):
     """A method's section: what its plans hang on, and what its maps hang on besides."""
     return METHOD_SOURCES[method].split(config["methods"][method])
@@ -373,7 +406,7 @@ def plan_settings(wildcards):
 
 def is_on(made):
     """Whether the methods of a table or a figure are on, with the settings that it needs."""
-    return all(
+    return (SEVERAL or not made.several) and all(
         name in METHODS and needed.items() <= config["methods"][name].items()
         for name, needed in made.methods.items()
     )

@@ -45,7 +45,7 @@ if FINDS:
         threads: 8
         resources:
             gpu=1,
-            mem_mb=lambda wildcards, attempt: 2000 + slices_mb(wildcards, attempt),
+            mem_mb=lambda wildcards, attempt: slices_mb(wildcards, attempt) + 2000,
             runtime=lambda wildcards, attempt: 60 * attempt,
         params:
             cfg=lambda w: on_device(
@@ -117,7 +117,6 @@ rule preprocess:
         "results/{run}/logs/preprocess/{batch}.log",
     conda:
         "../envs/data.yaml"
-    threads: 2
     resources:
         mem_mb=lambda wildcards, attempt: 1000 * attempt,
         runtime=30,

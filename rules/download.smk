@@ -25,9 +25,10 @@ if MISSING:
             runtime=720,
         params:
             cfg=lambda w: asdict(MISSING[w.name]),
+            source=lambda w: MISSING[w.name].source,
             volume=lambda w: MISSING[w.name].volume,
         message:
-            "Fetch {params.cfg[url]} ({params.volume}) to {output}"
+            "Fetch {params.source} ({params.volume}) to {output}"
         script:
             "../scripts/download.py"
 

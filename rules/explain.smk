@@ -18,9 +18,9 @@ rule score:
     priority: 10
     conda:
         "../envs/torch.yaml"
-    threads: 8
+    threads: model_threads
     resources:
-        gpu=1,
+        gpu=one_gpu,
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
     params:
@@ -93,7 +93,6 @@ rule maps:
         "results/{run}/logs/maps/{case}.log",
     conda:
         "../envs/data.yaml"
-    threads: 2
     resources:
         mem_mb=2000,
         runtime=60,

@@ -71,7 +71,8 @@ def made_files(wildcards):
 
 def found_slices(wildcards):
     """What the localizer chose of a batch's scans, as an input file, if it is asked."""
-    if FINDS and wildcards.batch.startswith("test-"):
+    cases = MEMBERS.get(wildcards.batch, [])
+    if FINDS and any(case.split == "test" and not case.label for case in cases):
         return filled(paths.FOUND, run=wildcards.run, batch=wildcards.batch)
     return []
 

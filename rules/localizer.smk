@@ -59,9 +59,9 @@ rule localize:
         "results/{run}/benchmarks/localize/{variant}_{batch}.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 8
+    threads: model_threads
     resources:
-        gpu=1,
+        gpu=one_gpu,
         mem_mb=lambda wildcards, attempt: 3000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:

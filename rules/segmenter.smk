@@ -15,9 +15,9 @@ rule segment:
         "results/{run}/benchmarks/segment/{batch}.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 8
+    threads: model_threads
     resources:
-        gpu=1,
+        gpu=one_gpu,
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
@@ -39,9 +39,9 @@ rule cost:
         "results/{run}/logs/cost.log",
     conda:
         "../envs/torch.yaml"
-    threads: 8
+    threads: model_threads
     resources:
-        gpu=1,
+        gpu=one_gpu,
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         runtime=30,
     params:

@@ -12,7 +12,6 @@ with job(snakemake) as log:
     from pathlib import Path
 
     from xaiclip.data.record import load_slices
-    from xaiclip.device import set_threads
     from xaiclip.errors import Skip, left_out
     from xaiclip.explain.attribution import Attribution, save_attributions, to_canonical_mask
     from xaiclip.explain.runner import attribute_slice
@@ -24,7 +23,6 @@ with job(snakemake) as log:
     from xaiclip.metrics.schema import EXPLANATIONS, write_table
 
     cfg = snakemake.params.cfg
-    set_threads(snakemake.threads)
     slices, missing = load_slices(snakemake.input.slices)
     with open_probabilities(snakemake.input.localization) as localization:
         seconds_roi = localization.seconds

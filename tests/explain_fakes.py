@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from xaiclip.explain.engine import ScoreTable
 from xaiclip.explain.plan import Context
+from xaiclip.explain.runner import Run
 from xaiclip.models.segmenters.base import Prompts
 
 ORGANS = ("liver", "spleen")
@@ -111,3 +113,15 @@ class LargestTensor(TorchDispatchMode):
             if isinstance(one, Tensor):
                 self.numel = max(self.numel, one.numel())
         return result
+
+
+def run_of(
+    method: str,
+    settings: Mapping[str, Any],
+    values: Sequence[str] = ("soft_dice", "in_mask_probability", "hard_dice", "hard_iou"),
+    fill: str = "mean",
+    batch_size: Any = "auto",
+    seed: int = 0,
+) -> Run:
+    """A `Run` that says what it is about, and no more."""
+    return Run(method, settings, values, fill, batch_size, seed)

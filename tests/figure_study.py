@@ -34,7 +34,7 @@ from xaiclip.metrics.rows import explanation_rows
 from xaiclip.metrics.schema import EXPLANATIONS, write_table
 from xaiclip.organs import OUTSIDE, REST, SIX_CLASSES, organs_of
 from xaiclip.preprocess import Letterbox, preprocess_slices, save_preprocessed
-from xaiclip.report.sources import sources_of
+from xaiclip.report.sources import Settings, sources_of
 from xaiclip.report.tables.data import write
 from xaiclip.report.tables.shapley_units import COLUMNS, shapley_units
 
@@ -187,7 +187,7 @@ def scored(
     plans = method(name).plans(context)
     return SliceScores(
         case=item.case,
-        slice=item.index,
+        index=item.index,
         method=name,
         guidance=guidance,
         context=context,
@@ -286,3 +286,17 @@ def files_of(root: Path, name: str) -> dict[str, Path]:
     paths += [root / f"localizer/{variant}/training.csv" for variant in ("text", "no_text")]
     paths += [root / "metrics/explanations.parquet", root / "tables/shapley_units.csv"]
     return sources_of(paths, root)
+
+
+def settings_of(classes: Sequence[str] = CLASSES, **changes: Any) -> Settings:
+    """What figures show, where nothing else is said."""
+    return Settings(
+        **{
+            "classes": classes,
+            "case": None,
+            "organ": "liver",
+            "prompt": "roi",
+            "dpi": 150,
+            **changes,
+        }
+    )

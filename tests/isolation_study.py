@@ -28,8 +28,9 @@ STAGES = (
 class Study:
     """A batch of three cases, from its scans to its tables."""
 
-    def __init__(self, root):
+    def __init__(self, root, **policy):
         self.root = root
+        self.policy = {"policy": "middle", "index": None, "every": 1, **policy}
         self.results = root / "results/x"
 
     def write_scans(self):
@@ -82,7 +83,7 @@ class Study:
             "percentiles": {"low": 0.5, "high": 99.5},
             "orientation": None,
             "implausible": "warn",
-            "slices": {"policy": "middle", "index": None, "every": 1},
+            "slices": self.policy,
         }
         output = Named(
             slices=self.at("slices/{batch}.npz"),

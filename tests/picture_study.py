@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from figure_study import BATCH, CLASSES, ORGANS, drawn_slice, files_of, make_study
-from xaiclip.explain.attribution import load_attributions
+from figure_study import BATCH, CLASSES, ORGANS, drawn_slice, files_of, make_study, settings_of
+from stored_maps import load_attributions
 from xaiclip.explain.store import load_scores
 from xaiclip.masks.roi import load_rois
 from xaiclip.preprocess import Letterbox
@@ -28,9 +28,10 @@ from xaiclip.report.sources import Settings
 COLOUR = dict(zip(ORGANS, ("#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7"), strict=True))
 SHORT = dict(zip(ORGANS, ("Li", "RK", "LK", "Sp", "Pa"), strict=True))
 #: The slice that is looked at is the second, and the organ neither the first nor the last.
-SPLEEN = Settings(CLASSES, organ="spleen")
+SPLEEN = settings_of(CLASSES, organ="spleen")
 #: Figures that are no panels of pictures.
-OTHERS = ("figure08_comparison", "figure11_lime_distributions", "shapley_matrix", "training_curves")
+OTHERS = ("figure08_comparison", "figure11_lime_distributions", "shapley_matrix", "slices",
+          "training_curves")  # fmt: skip
 PICTURES = [name for name in DATA if name not in OTHERS]
 
 
@@ -99,7 +100,7 @@ class Stored:
 
     def scores(self, name: str, of: str) -> Any:
         return next(one for one in load_scores(self.root / f"scores/{name}/{BATCH}.npz")[0]
-                    if (one.case, one.slice) == at(of))  # fmt: skip
+                    if (one.case, one.index) == at(of))  # fmt: skip
 
     def windows(self, name: str, of: str, organ: str) -> tuple[np.ndarray, int]:
         """The windows that count for the organ, and how many there are in all."""

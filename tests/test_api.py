@@ -141,6 +141,8 @@ def test_what_locate_gives_is_boxes_and_regions():
     found = {"liver": Roi(region, np.array([5, 5, 60, 50], np.float32))}
     maps = explain(boxes=found, rois=found)
     assert maps.boxes["liver"].tolist() == [5, 5, 60, 50]
+    assert list(maps.regions) == ["liver"]
+    np.testing.assert_array_equal(maps.regions["liver"], region)
     assert (maps.metrics()["roi_source"] == "localizer").all()
 
 

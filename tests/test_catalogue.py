@@ -2,12 +2,16 @@
 
 import sys
 
+import numpy as np
 import pytest
 
 from xaiclip.errors import ConfigError
+from xaiclip.metrics.localization import PooledAuc
+from xaiclip.metrics.schema import LOCALIZER, write_table
 from xaiclip.report import catalogue
 from xaiclip.report.figures import DATA
 from xaiclip.report.tables.data import Study, Table
+from xaiclip.report.tables.left_out import read_skips
 from xaiclip.workflow import paths
 from xaiclip.workflow.provenance import code_hash, stage_hash
 
@@ -16,9 +20,10 @@ FIGURES = [f"figure{number:02d}" for number in range(2, 14)]
 
 def test_every_table_and_figure_is_found():
     tables, figures = catalogue.tables(), catalogue.figures()
-    assert list(tables) == ["segmenter", "shapley_units", "table2", "table3", "table3_variants"]
+    every = "cases segmenter shapley_units slices table2 table3 table3_variants"
+    assert list(tables) == every.split()
     assert [name[:8] for name in figures][:12] == FIGURES
-    assert list(figures)[12:] == ["shapley_matrix", "training_curves"]
+    assert list(figures)[12:] == ["shapley_matrix", "slices", "training_curves"]
     assert list(DATA) == list(figures)
     for one in (*tables.values(), *figures.values()):
         assert one.caption[0].isupper()
@@ -33,7 +38,9 @@ def test_what_they_read():
     assert figures["figure04_rise"].reads == ["slices", "segmentation", "attributions/rise/roi"]
     assert figures["figure11_lime_distributions"].methods == {"lime": {}}
     assert tables["shapley_units"].methods == {"shapley": {"units": "organs"}}
-    assert [one.name for one in tables.values() if one.beside] == ["table3_variants"]
+    assert [one.name for one in tables.values() if one.beside] == ["cases", "table3_variants"]
+    assert [one.name for one in tables.values() if one.several] == ["cases", "slices"]
+    assert [one.name for one in figures.values() if one.several] == ["slices"]
     names = {one.name: one.rule for one in tables.values()}
     assert names == {
         "table2": "table2",
@@ -41,6 +48,8 @@ def test_what_they_read():
         "table3": "table3",
         "table3_variants": "table3",
         "shapley_units": "table_shapley_units",
+        "slices": "table_slices",
+        "cases": "table_slices",
     }
 
 
@@ -129,9 +138,51 @@ def test_a_study_gives_a_table_its_skips_and_settings(tmp_path):
     common = study.common()
     (skip,) = common.pop("skips")
     assert (skip.case, skip.slice, skip.organ, skip.reason) == ("a", 3, "liver", "empty")
+    whole = read_skips(tmp_path / "skipped.tsv", ["other"])
+    assert [(one.slice, one.organ, one.reason) for one in whole] == [(None, None, "bad")]
     assert common == {"seed": 4, "resamples": 7, "confidence": 0.5}
 
 
 def test_tables_are_functions_of_a_study():
     hints = catalogue.load(catalogue.tables()["table2"].place).__annotations__
     assert hints == {"study": Study.__name__, "return": Table.__name__}
+
+
+def test_table2_adds_the_batches_of_each_variant(tmp_path):
+    """Their files are told apart by the path that the workflow gives them."""
+    rng = np.random.default_rng(4)
+    classes = ["background", "spleen", "liver"]
+    files, sums = [], {}
+    for variant in ("text", "no_text"):
+        for batch in ("test-0", "test-1"):
+            label = rng.integers(0, 3, (30, 41))
+            prob = rng.dirichlet([1, 1, 1], label.shape).transpose(2, 0, 1)
+            prob += np.eye(3)[label].transpose(2, 0, 1) * (0.2 if variant == "text" else 0.05)
+            one = PooledAuc(classes)
+            one.update(prob / prob.sum(0), label)
+            sums[variant] = sums[variant] + one if variant in sums else one
+            path = paths.filled(paths.LOCALIZER_POOLED, variant=variant, batch=batch)
+            files.append(tmp_path / path.format(run="demo"))
+            files[-1].parent.mkdir(parents=True, exist_ok=True)
+            one.save(files[-1])
+    (tmp_path / "skipped.tsv").write_text("case\tslice\torgan\tstage\treason\n")
+    rows = [
+        {"case": "a", "slice": 1, "class": name, "variant": variant, "dice": 0.5, "auc_roc": 0.9}
+        for name in classes
+        for variant in sums
+    ]
+    write_table(tmp_path / "rows.parquet", rows, LOCALIZER)
+    study = Study(
+        {
+            "localizer_pooled": files,
+            "metrics/localizer": [tmp_path / "rows.parquet"],
+            "skipped": [tmp_path / "skipped.tsv"],
+        },
+        ["a"], classes, {}, 1, {"resamples": 20, "confidence": 0.9},
+    )  # fmt: skip
+    frame = catalogue.load(catalogue.tables()["table2"].place)(study).frame
+    pooled = frame[frame["measure"] == "auc_roc_pooled"].set_index(["class", "variant"])["mean"]
+    for variant, one in sums.items():
+        for name, value in one.auc().items():
+            assert pooled[name, variant] == value
+    assert pooled["liver", "text"] > pooled["liver", "no_text"]

@@ -15,8 +15,9 @@ from picture_study import (
     is_symmetric,
     only,
 )
+from stored_maps import load_attributions
 from xaiclip.errors import CaseError
-from xaiclip.explain.attribution import Attribution, load_attributions, save_attributions
+from xaiclip.explain.attribution import Attribution, save_attributions
 from xaiclip.report import sources
 from xaiclip.report.figures import DATA
 from xaiclip.report.picture import (

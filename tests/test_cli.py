@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from xaiclip import cli
+import xaiclip
+from xaiclip import cli, images
+from xaiclip.errors import CaseError
+from xaiclip.masks.roi import Roi
 from xaiclip.resources import shipped
 
 SCAN = shipped("compact", "example_ct.nii.gz")
@@ -93,6 +97,119 @@ def test_a_picture_gives_an_array(tmp_path):
     given = ("--organ", "liver", "--box", "18,13,52,42")
     assert explain(tmp_path, *given, scan=tmp_path / "slice.png") == cli.DONE
     assert np.load(tmp_path / "out" / "liver_occlusion_full.npy").shape == (60, 80)
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What the command would ask the library for; nothing is explained."""
+
+    def ask(*arguments, scan=SCAN):
+        calls = []
+
+        def explain(*positional, **named):
+            calls.append((positional, named))
+            raise CaseError("enough.")
+
+        monkeypatch.setattr(xaiclip, "explain", explain)
+        monkeypatch.setattr(images, "load_image", lambda path, **how: loaded(path, **how, to=read))
+        read = []
+        assert explain_(tmp_path, *arguments, scan=scan) == cli.FAILED
+        ((positional, named),) = calls
+        return positional, named, read[0]
+
+    def loaded(path, to, **how):
+        to.append(how)
+        return load_image(path, **how)
+
+    load_image, explain_ = images.load_image, globals()["explain"]
+    return ask
+
+
+def test_what_is_given_is_passed_on(asked):
+    """Boxes stay with their organs, and each option comes to where it counts."""
+    (model, item, boxes, method), named, read = asked(
+        *("--organ", "spleen,right_kidney", "--organ", " liver"),
+        *("--box", "1,2,30,40", "--box", "5,6,70,80", "--box", "9,10,110,120"),
+        *("--model", "own.py:make", "--checkpoint", "w.pth", "--method", "rise"),
+        *("--set", "masks=7", "--set", "word=text", "--fill", "blur", "--seed", "11"),
+        *("--precision", "fp32", "--slice", "0", "--window", "50", "300", "--modality", "CT"),
+        *("--orientation", "LPS", "--guidance", "roi_body"),
+    )  # fmt: skip
+    assert (model, method) == ("own.py:make", "rise")
+    assert boxes == {
+        "spleen": (1, 2, 30, 40), "right kidney": (5, 6, 70, 80), "liver": (9, 10, 110, 120)
+    }  # fmt: skip
+    assert item.index == 0
+    assert read == {"slice": 0, "label": None, "modality": "CT", "window": (50, 300),
+                    "orientation": "LPS"}  # fmt: skip
+    assert str(named.pop("checkpoint")) == "w.pth"
+    assert named == {
+        "rois": None, "guidance": "roi_body", "fill": "blur", "seed": 11, "device": "cpu",
+        "precision": "fp32", "progress": False, "window": 256, "stride": 256, "masks": 7,
+        "word": "text",
+    }  # fmt: skip
+
+
+def test_what_is_not_given_is_the_default(asked):
+    (model, _, boxes, method), named, read = asked(*BOX)
+    assert (model, method, boxes) == ("compact", "occlusion", {"liver": (19, 48, 148, 164)})
+    assert read["window"] == (40, 400)
+    assert {key: named[key] for key in ("guidance", "fill", "seed", "checkpoint", "rois")} == {
+        "guidance": "full", "fill": "mean", "seed": 2026, "checkpoint": None, "rois": None
+    }  # fmt: skip
+
+
+def test_the_localizers_regions_are_passed_on_under_guidance_alone(asked, monkeypatch):
+    from xaiclip.localizer import locating
+
+    mask = np.ones((3, 4), bool)
+    found = {
+        "spleen": Roi(mask, np.array([1, 2, 3, 4], np.float32)),
+        "liver": Roi(mask, None),
+        "pancreas": Roi(mask, np.array([5, 6, 7, 8], np.float32)),
+    }
+
+    class Fake(locating.Locator):
+        classes = ("background", *found)
+
+        def __init__(self, *given):
+            pass
+
+        def rois(self, item, settings=None):
+            return found
+
+    monkeypatch.setattr(locating, "Locator", Fake)
+    at = ("--slice", "0")
+    (_, _, boxes, _), named, _ = asked(*at)
+    assert (list(boxes), named["rois"]) == (["spleen", "pancreas"], None)
+    (_, _, boxes, _), named, _ = asked(*at, "--organ", "liver,pancreas", "--guidance", "roi")
+    assert list(boxes) == ["liver", "pancreas"]  # what was asked for, also where it is not found
+    assert named["rois"] == boxes
+    assert boxes["pancreas"] is found["pancreas"]
+    assert list(xaiclip.locate(SCAN, Fake())) == ["spleen", "pancreas"]
+
+
+def test_a_box_needs_its_slice_where_there_are_two(asked, tmp_path, capsys):
+    image = nib.load(SCAN)
+    voxels = np.asarray(image.dataobj)
+    two = np.concatenate([voxels, voxels], axis=2)
+    nib.save(nib.Nifti1Image(two, image.affine), tmp_path / "two.nii.gz")
+    assert explain(tmp_path, *BOX, scan=tmp_path / "two.nii.gz") == cli.FAILED
+    assert "say which with --slice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("organs", "code"), [(["--organ", "spleen,liver"], cli.PARTLY), ([], cli.DONE)]
+)
+def test_only_what_was_asked_for_by_name_can_be_missed(organs, code, monkeypatch, tmp_path):
+    maps = SimpleNamespace(left_out={"liver": "it is not there"}, n_forwards=3, seconds=1.0)
+    monkeypatch.setattr(xaiclip, "explain", lambda *given, **named: maps)
+    monkeypatch.setattr(cli, "write", lambda *given: [])
+    assert explain(tmp_path, "--label", str(LABEL), *organs) == code
+
+
+def test_exit_codes_are_those_of_the_help():
+    assert (cli.DONE, cli.FAILED, cli.PARTLY) == (0, 1, 3)
 
 
 def test_nothing_tells_whose_scan_it_was(tmp_path):

@@ -244,7 +244,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> ClipSettings:
         monkeypatch.setattr(module, "CONFIG", dict(CONFIG) | {"model_cfg": config})
     pool = [piece(i, ("CT", "MR")[i % 2]) for i in range(8)]
     monkeypatch.setattr(training, "load_pool", lambda folder: pool)
-    return ClipSettings(steps=30, batch=12, warmup=3, check_every=10, learning_rate=3e-3)
+    return ClipSettings(
+        minutes=120, seed=1, steps=30, batch=12, warmup=3, check_every=10, learning_rate=3e-3
+    )
 
 
 @pytest.mark.slow

@@ -220,7 +220,9 @@ def pool(tmp_path: Path) -> Path:
     return tmp_path / "pool"
 
 
-SHORT = SamSettings(steps=4, batch=3, prompts=2, held_out=2, check_every=2, device="cpu")
+SHORT = SamSettings(
+    minutes=120, seed=1, steps=4, batch=3, prompts=2, held_out=2, check_every=2, device="cpu"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -76,7 +76,7 @@ SLICE = """
 import json
 import numpy as np
 import explain_fakes as fakes
-from xaiclip.explain.runner import Request, Run, attribute_slice, score_slice
+from xaiclip.explain.runner import Request, attribute_slice, score_slice
 
 ORGANS = dict(zip(fakes.ORGANS, fakes.BOXES.numpy() * [140, 160, 140, 160]))
 roi = np.zeros((160, 140), bool)
@@ -85,7 +85,7 @@ roi[40:100, 30:90] = True
 def explained(method, settings, guidance="full"):
     rois = dict.fromkeys(ORGANS, roi) if guidance == "roi" else None
     request = Request("c", 0, fakes.picture(), ORGANS, rois, guidance)
-    scores, skips = score_slice(fakes.FakeSegmenter(), request, Run(method, settings))
+    scores, skips = score_slice(fakes.FakeSegmenter(), request, fakes.run_of(method, settings))
     assert not skips
     return scores, attribute_slice(scores)[0]
 """

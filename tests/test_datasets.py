@@ -21,6 +21,7 @@ from xaiclip.errors import CaseError, ConfigError, Skip
 from xaiclip.organs import FLARE22
 from xaiclip.published import catalogue
 from xaiclip.published.catalogue import DATASETS, entries
+from xaiclip.published.packaged import Packaged
 
 pytestmark = pytest.mark.slow
 
@@ -275,8 +276,13 @@ def test_what_was_got_by_hand_makes_the_list(tmp_path):
     ids=lambda r: r.name,
 )
 def test_remotes_are_well_formed(remote):
-    assert remote.url.startswith("https://")
-    assert remote.name in remote.url
+    if isinstance(remote, Packaged):
+        assert re.fullmatch(r"[a-z-]+==[0-9.]+", remote.package)
+        assert remote.member.endswith(f"/{remote.name}")
+        assert re.fullmatch("sha256:[0-9a-f]{64}", remote.wheel)
+    else:
+        assert remote.url.startswith("https://")
+        assert remote.name in remote.url
     assert re.fullmatch("md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", remote.checksum)
 
 

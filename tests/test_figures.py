@@ -13,20 +13,28 @@ from matplotlib.text import Text
 from skimage.color import rgb2lab
 
 import table_study
-from figure_study import ATTRIBUTIONS, BATCH, CLASSES, drawn_slice, files_of, make_study
+from figure_study import (
+    ATTRIBUTIONS,
+    BATCH,
+    CLASSES,
+    drawn_slice,
+    files_of,
+    make_study,
+    settings_of,
+)
+from stored_maps import load_attributions
 from xaiclip.errors import CaseError, Skip
-from xaiclip.explain.attribution import load_attributions
 from xaiclip.explain.store import load_scores
 from xaiclip.metrics.schema import EXPLANATIONS, write_table
 from xaiclip.report import colours, figures_stages, sources, style
 from xaiclip.report.figures import DATA, FIGURES, draw
 from xaiclip.report.picture import ColourBar, Entry, Note, Panel, Picture, Words
-from xaiclip.report.sources import Settings, sources_of
+from xaiclip.report.sources import sources_of
 from xaiclip.report.words import plain
 
 pytestmark = pytest.mark.slow
 
-LIVER = Settings(CLASSES)
+LIVER = settings_of(CLASSES)
 
 
 def words_of(figure: Figure) -> str:
@@ -68,6 +76,7 @@ PARTS = {
     "figure12_lime_stages": (6, 1, 2),
     "figure13_rise_stages": (6, 5, 1),
     "shapley_matrix": (2, 1, 0),
+    "slices": (3, 0, 0),
     "training_curves": (3, 0, 0),
 }
 
@@ -127,6 +136,7 @@ def test_titles_name_the_case_and_axes_have_units(study: Path, name: str) -> Non
         ("figure08_comparison", "No organ of any case is explained: see skipped.tsv"),
         ("figure11_lime_distributions", "No organ of any case is explained"),
         ("shapley_matrix", "No organ of any case is explained"),
+        ("slices", "No organ of the case is explained: see skipped.tsv"),
     ],
 )  # fmt: skip
 def test_an_empty_study_gets_a_sentence(empty: Path, name: str, sentence: str) -> None:

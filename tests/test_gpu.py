@@ -128,12 +128,26 @@ def test_without_a_gpu_or_a_model_it_says_so(
 
 def test_random_weights_are_for_speed_alone(modules):
     gpu, _ = modules
-    compact, medsam = gpu.subjects({}, quick=False)
+    compact, *others = gpu.subjects({}, quick=False)
     assert (compact.words, compact.published) == ("shipped", True)
-    assert (medsam.words, medsam.published) == ("random", False)
+    assert [one.name for one in others] == ["litemedsam", "medsam"]
+    for one in others:
+        assert (one.words, one.published) == ("random", False)
     given = gpu.subjects({"medsam": "a.pth"}, quick=False)
-    assert [(one.name, one.words) for one in given] == [("compact", "shipped"), ("medsam", "file")]
+    assert {one.name: one.words for one in given} == {
+        **{"compact": "shipped", "litemedsam": "random", "medsam": "file"}
+    }
     assert [one.name for one in gpu.subjects({}, quick=True)] == ["compact"]
+
+
+@pytest.mark.slow
+def test_random_weights_make_a_model_that_can_be_timed(modules):
+    gpu, _ = modules
+    _, litemedsam, _ = gpu.subjects({}, quick=False)
+    segmenter = litemedsam.load("cpu", "fp32")
+    inputs = segmenter.prepare(np.arange(48, dtype=np.uint8).reshape(6, 8))
+    with torch.inference_mode():
+        assert segmenter.encode(inputs[None]).shape == (1, 256, 64, 64)
 
 
 def test_calls_are_timed_after_a_warm_up(modules, monkeypatch):

@@ -185,7 +185,7 @@ class Full(FakeSegmenter):
 def test_what_did_not_fit_is_let_go_of_before_the_memory_is_handed_back(monkeypatch):
     model, freed = Full(), []
     monkeypatch.setattr(
-        engine, "free_cache", lambda where: freed.append((where, [one() for one in model.held]))
+        d, "free_cache", lambda where: freed.append((where, [one() for one in model.held]))
     )
     scorer = SegmenterScorer(model, PROMPTS, model.prepare(picture()))
     assert len(engine.score(windows(4), scorer, batch_size=4).scores) == 4

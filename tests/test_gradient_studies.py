@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from explain_fakes import ORGANS, PROMPTS, FakeSegmenter, picture, rois
+from explain_fakes import ORGANS, PROMPTS, FakeSegmenter, picture, rois, run_of
 from gradient_models import METHODS, VALUE_NAMES, asked, scorer
 from xaiclip.errors import CaseError, ConfigError
 from xaiclip.explain import differentiates, grad_cam, integrated_gradients
-from xaiclip.explain.runner import Request, Run, attribute_slice, score_batch, score_slice
+from xaiclip.explain.runner import Request, attribute_slice, score_batch, score_slice
 from xaiclip.explain.store import load_scores, save_frame, save_scores, score_frame
 from xaiclip.metrics.maps.explained import Explained
 from xaiclip.metrics.maps.fidelity import measure
@@ -59,11 +59,11 @@ def test_a_model_without_gradients_costs_its_cases_alone(name):
     boxes = PROMPTS.boxes.numpy() * np.array([140, 160] * 2)
     prompts = dict(zip(ORGANS, boxes, strict=True))
     requests = [Request(case, 0, picture(), prompts) for case in "ab"]
-    done, skips = score_batch(Closed(), requests, Run(name, METHODS[name]))
+    done, skips = score_batch(Closed(), requests, run_of(name, METHODS[name]))
     assert not done
     assert [skip.case for skip in skips] == ["a", "b"]
     assert all("gives no gradients" in skip.reason for skip in skips)
-    done, skips = score_batch(Closed(), requests, Run("rise", {"masks": 4}))
+    done, skips = score_batch(Closed(), requests, run_of("rise", {"masks": 4}))
     assert len(done) == 2
 
 
@@ -91,7 +91,7 @@ def study():
         for guidance, given in (("full", None), ("roi", regions)):
             request = Request("a", 4, picture(), prompts, given, guidance)
             found[name, guidance] = score_slice(
-                FakeSegmenter(), request, Run(name, settings, seed=5, batch_size=4)
+                FakeSegmenter(), request, run_of(name, settings, seed=5, batch_size=4)
             )
     return found
 

@@ -6,11 +6,11 @@ import torch
 from captum.attr import GradientShap, IntegratedGradients, LayerGradCam, NoiseTunnel
 from torch import nn
 
-from explain_fakes import ORGANS, FakeSegmenter, LargestTensor, context, rois
+from explain_fakes import ORGANS, FakeSegmenter, LargestTensor, context, rois, run_of
 from gradient_models import METHODS, VALUE_NAMES, asked, each, scorer, seeded
 from xaiclip.explain import grad_cam, gradient_shap, integrated_gradients, method
 from xaiclip.explain.engine import BatchSize, fill_image
-from xaiclip.explain.runner import Request, Run, attribute_slice, score_slice
+from xaiclip.explain.runner import Request, attribute_slice, score_slice
 from xaiclip.models.segmenters.fixed import FixedClassSegmenter
 from xaiclip.models.segmenters.loading import load_segmenter
 
@@ -219,7 +219,7 @@ def test_what_supports_the_mask_is_positive_and_in_its_place(name, aspect, orien
     )
     settings = {**METHODS[name], **({"layer": "first"} if name == "grad_cam" else {})}
     request = Request("a", 0, image, {"liver": np.array([80.0, 10, 145, 70])})
-    scores, skips = score_slice(model, request, Run(name, settings, fill="zero"))
+    scores, skips = score_slice(model, request, run_of(name, settings, fill="zero"))
     assert not skips
     # Grad-CAM's weights are means over the plane, in which what the soft Dice gains inside of the
     # mask and loses outside cancels

@@ -81,7 +81,7 @@ def test_a_deferred_package_is_whole_for_whoever_asks(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("slow_package", "slow_package.inner", "slow_package.inner.leaf"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    defer("slow_package", "slow_package.inner", "no_such_package", "no_such_package.inner")
+    defer("no_such_package", "no_such_package.inner", "slow_package", "slow_package.inner")
     from slow_package.inner.leaf import FOUR
 
     assert FOUR == 4
@@ -91,8 +91,8 @@ def test_a_deferred_package_is_whole_for_whoever_asks(tmp_path, monkeypatch):
     assert "THREE" not in vars(slow_package.inner)
     assert not hasattr(slow_package, "__wrapped__")
     assert "TWO" not in vars(slow_package)  # Python's own look-ups load nothing
+    assert slow_package.__version__ == "2"  # no look-up of Python's own
     assert slow_package.TWO == 2
-    assert slow_package.__version__ == "2"
     from slow_package.inner import THREE
 
     assert THREE == 3
@@ -115,6 +115,12 @@ def test_deferred_packages_are_there_for_the_users_own_models(name):
     }[name]
     code = "import xaiclip.localizer.model, xaiclip.models.segmenters.loading"
     assert loaded(f"{code}\nimport {name}\nprint({probe})") >= {"torch"}
+
+
+def test_litemedsam_is_there_after_the_localizer():
+    """Which defers timm: a command that locates, then segments, loads both in this order."""
+    code = "import xaiclip.localizer.model, xaiclip.models.segmenters.lite as lite; lite.build()"
+    assert loaded(code) >= {"torch"}
 
 
 def test_library_never_imports_snakemake():

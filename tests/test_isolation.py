@@ -165,7 +165,7 @@ def test_tables_and_figures_are_drawn_of_nothing(study, monkeypatch, stage):
     study.run(stage)
     assert set(study.skips().case) == set(CASES)
     assert len(list(study.results.glob("figures/*.png"))) == 3
-    assert len(list(study.results.glob("tables/*.md"))) == 4
+    assert len(list(study.results.glob("tables/*.md"))) == 6
 
 
 @pytest.mark.parametrize("error", [ConfigError("wrong."), StorageError("full.")])

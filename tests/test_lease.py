@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xaiclip.workflow.lease import VISIBLE, gpus, leased_gpu
+from xaiclip.workflow.lease import VISIBLE, accelerated, gpus, leased_gpu
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -220,3 +220,19 @@ def test_a_job_has_its_threads_and_its_gpu(machine, device, gpu):
         env={**os.environ, "PYTHONPATH": str(SCRIPTS), "OMP_NUM_THREADS": "2"},
     )
     assert done.stdout.split() == ["1", "1", "1", gpu]
+
+
+@pytest.mark.parametrize(
+    ("uuids", "system", "driver", "expected"),
+    [
+        ({}, "linux", False, False),
+        ({"GPU-1": "GPU-1"}, "linux", False, True),
+        ({}, "darwin", False, True),
+        ({}, "linux", True, True),
+    ],
+)
+def test_a_gpu_of_any_maker_is_seen(monkeypatch, uuids, system, driver, expected):
+    monkeypatch.setattr("xaiclip.workflow.lease.gpus", lambda: uuids)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) == "/dev/kfd" and driver)
+    assert accelerated() is expected

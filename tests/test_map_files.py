@@ -15,6 +15,7 @@ from xaiclip.data.record import Slice, load_slices, save_slices
 from xaiclip.errors import Skip
 from xaiclip.explain.attribution import Attribution, open_attributions, save_attributions
 from xaiclip.export import nifti
+from xaiclip.organs import file_stem
 
 #: Axes in another order, unequal spacing, a shift: (Z, X, Y) are stored.
 AFFINE = np.array([[0, 2.0, 0, -30], [0, 0, -1.5, 40], [5.0, 0, 0, 7], [0, 0, 0, 1]])
@@ -126,6 +127,37 @@ def test_a_map_that_fails_costs_itself(tmp_path, monkeypatch):
     blank = [np.isnan(nib.load(path).get_fdata()).all() for path in sorted(folder.glob("*.nii.gz"))]
     assert blank == [False, True, False]  # liver, right kidney, spleen
     assert len(calls) == 3
+
+
+def test_variants_that_fail_leave_no_file_and_skips_have_an_order(tmp_path, monkeypatch):
+    def planted(maps, of):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(nifti, "_restored", planted)
+    both = [attribution(organ, 1, "other", primary=False) for organ in ORGANS]
+    stored = {
+        (method, "full"): [("a", 1, one) for one in both] for method in ("rise", "lime")
+    }  # fmt: skip
+    folder, skips = write(tmp_path, stored)
+    assert [path.name for path in (folder / nifti.VARIANTS).iterdir()] == []
+    assert len(list(folder.glob("*.nii.gz"))) == 2 * len(ORGANS)  # blank, each in its place
+    found = [(skip.stage.split()[1], skip.organ) for skip in skips]
+    assert found == [(method, organ) for method in ("(lime,", "(rise,") for organ in sorted(ORGANS)]
+
+
+def test_another_cases_maps_are_its_own(tmp_path):
+    """A batch's file holds many cases: what this one lacks stays blank."""
+    maps = [("b", 1, attribution(organ, 5)) for organ in ORGANS]
+    maps += [("a", 1, attribution(ORGANS[-1], 2)), ("b", 3, attribution(ORGANS[-1], 5))]
+    folder, skips = write(tmp_path, {("rise", "roi"): maps})
+    assert not skips
+    for organ in ORGANS:
+        voxels = nib.load(folder / f"{file_stem(organ)}_rise_roi.nii.gz").get_fdata()
+        if organ == ORGANS[-1]:
+            assert np.nanmax(voxels) <= 3
+            assert np.isnan(voxels[:, :, 3]).all()
+        else:
+            assert np.isnan(voxels).all()
 
 
 def test_files_hang_on_the_maps_alone(tmp_path):

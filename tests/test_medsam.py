@@ -5,7 +5,8 @@ import pytest
 import torch
 from segment_anything import sam_model_registry
 
-from xaiclip.explain.runner import Request, Run, score_slice
+from explain_fakes import run_of
+from xaiclip.explain.runner import Request, score_slice
 from xaiclip.models.segmenters.loading import load_segmenter
 from xaiclip.models.segmenters.sam import SamSegmenter
 
@@ -67,7 +68,7 @@ def test_its_weights_load_and_explain_as_segment_anything_would(state, tmp_path)
     corner = np.zeros((1024, 1024), bool)
     corner[:400, :300] = True  # meets one of the four windows
     target = Request("case", 0, image, {"liver": np.array(BOX)}, {"liver": corner}, "roi")
-    windows = Run("occlusion", {"window": 256, "stride": 256, "min_overlap": 0.0}, batch_size=1)
+    windows = run_of("occlusion", {"window": 256, "stride": 256, "min_overlap": 0.0}, batch_size=1)
     scores, skips = score_slice(Spy(), target, windows)
     assert not skips
     (table,) = scores.tables.values()

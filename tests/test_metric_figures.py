@@ -14,17 +14,16 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 import table_study as study
-from figure_study import write_history
+from figure_study import settings_of, write_history
 from xaiclip.errors import CaseError
 from xaiclip.metrics.schema import EXPLANATIONS, write_table
 from xaiclip.report import style
 from xaiclip.report.curves import training_curves
 from xaiclip.report.figures import FIGURES, draw
 from xaiclip.report.figures_metrics import comparison, lime_distributions
-from xaiclip.report.sources import Settings
 
 CLASSES = ["background", *study.ORGANS]
-SETTINGS = Settings(CLASSES)
+SETTINGS = settings_of(CLASSES)
 COLOUR = dict(zip(study.ORGANS, ("#E69F00", "#56B4E9", "#0072B2", "#009E73"), strict=True))
 MARKER = dict(zip(study.ORGANS, "osD^", strict=True))
 GUIDED = {"full": "#4d4d4d", "roi": "#56b4e9", "roi_reference": "#009e73"}
@@ -332,7 +331,7 @@ def test_training_curves_are_those_of_their_log(tmp_path: Path) -> None:
     classes = ["background", "liver", "right kidney", "left kidney", "spleen", "pancreas"]
     files = histories(tmp_path)
     logs = {key.split("/")[1]: pd.read_csv(path) for key, path in files.items()}
-    data = training_curves(files, Settings(classes))
+    data = training_curves(files, settings_of(classes))
     figure = drawn(data)
     assert titles(figure) == ["loss", "mean of the organs (dot: kept)",
                               "each organ, with the text"]  # fmt: skip

@@ -134,8 +134,8 @@ def test_models_are_timed_in_turn(models, monkeypatch):
 
     monkeypatch.setattr(models.time, "perf_counter", lambda: now[0])
     segmenters = {"a": Slow("a", 0.5), "b": Slow("b", 2.0)}
-    rows = models.timed(segmenters, models.prompted(item(), rois), 3)
-    assert order == ["a", "b"] * 4
+    rows = models.timed(segmenters, models.prompted(item(), rois), 1)
+    assert order == ["a", "b"] * 2
     for row, seconds in zip(rows, (0.5, 2.0), strict=True):
         assert row["batch"] == 8
         assert row["encode_seconds"] == pytest.approx(seconds)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from explain_fakes import FakeSegmenter, picture
+from explain_fakes import FakeSegmenter, picture, run_of
 from xaiclip.explain import engine, lime, occlusion
 from xaiclip.explain.attribution import to_canonical_mask
 from xaiclip.explain.plan import WindowPlan
-from xaiclip.explain.runner import Request, Run, attribute_slice, score_slice
+from xaiclip.explain.runner import Request, attribute_slice, score_slice
 from xaiclip.explain.store import load_scores, save_frame, save_scores, score_frame
 from xaiclip.models.segmenters.base import Prompts
 from xaiclip.targets import SegmenterScorer
@@ -55,7 +55,7 @@ ROIS = {organ: roi(organ) for organ in reversed(ORGANS)}  # looked up, not taken
 def target(organs=ORGANS, guided=False, **changes):
     known = {
         "case": "a",
-        "slice": 4,
+        "index": 4,
         "image": picture(shape=SHAPE),
         "prompts": {organ: pixels(organ) for organ in organs},
         "rois": ROIS if guided else None,
@@ -65,7 +65,7 @@ def target(organs=ORGANS, guided=False, **changes):
 
 
 def run(name):
-    return Run(name, SETTINGS[name], VALUES, seed=11)
+    return run_of(name, SETTINGS[name], VALUES, seed=11)
 
 
 def maps(scores):
@@ -145,7 +145,7 @@ def test_whichever_organ_is_left_out_the_others_keep_theirs(lost):
     expected, _ = score_slice(MODEL, target(others, guided=True), run("occlusion"))
     boxes = {organ: pixels(organ) for organ in ORGANS}
     speck = np.array([0.0, 0.0, 2.0, 2.0])  # too small a box for the model to see
-    strict = Run("occlusion", {**SETTINGS["occlusion"], "min_overlap": 0.05}, VALUES, seed=11)
+    strict = run_of("occlusion", {**SETTINGS["occlusion"], "min_overlap": 0.05}, VALUES, seed=11)
     corner = np.zeros(SHAPE, bool)
     corner[:3, :3] = True
     for changes, chosen in (
@@ -189,7 +189,7 @@ class TwoPlans:
 
 def test_an_organ_that_one_of_the_plans_lacks_is_left_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "xaiclip.explain.two", TwoPlans)
-    scores, skips = score_slice(MODEL, target(), Run("two", {}, VALUES))
+    scores, skips = score_slice(MODEL, target(), run_of("two", {}, VALUES))
     assert [(skip.organ, skip.reason) for skip in skips] == [
         ("liver", "no perturbation meets the ROI")
     ]
@@ -251,7 +251,7 @@ def test_case_slice_and_seed_each_draw_anew(name):
         scores, _ = score_slice(MODEL, target(**changes), replace(run(name), seed=seed))
         return [plan.signatures() for plan in scores.plans.values()]
 
-    others = [drawn(), drawn(case="b"), drawn(slice=5), drawn(seed=12)]
+    others = [drawn(), drawn(case="b"), drawn(index=5), drawn(seed=12)]
     assert drawn() == others[0]
     for first in range(4):
         assert all(others[first] != others[other] for other in range(first))
@@ -310,7 +310,7 @@ def test_every_rounds_seconds_count(budget, monkeypatch):
 
     monkeypatch.setattr(occlusion, "refine", slow)
     settings = {"window": 64, "stride": 64, "budget": budget}
-    scores, _ = score_slice(model, target(), Run("occlusion", settings, batch_size=5))
+    scores, _ = score_slice(model, target(), run_of("occlusion", settings, batch_size=5))
     one = attribute_slice(scores)[0][0]
     cost = scores.cost(one, seconds_aggregate=2.0)
     assert (len(rounds) > 3) == (budget < 1)

@@ -1,5 +1,7 @@
 """Somebody else's network, adapted: channels, sides, sizes, and SAM's own preprocessing."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 from explain_fakes import picture
 from own_models import BOXES, ORGANS
+from xaiclip import config
 from xaiclip.errors import ConfigError
 from xaiclip.models.segmenters.base import Prompts, Segmenter
 from xaiclip.models.segmenters.fixed import FixedClassSegmenter
@@ -233,3 +236,13 @@ def test_a_cut_inside_a_cell_is_resampled(shape):
         for n, extent in zip(found.shape, shape, strict=True)
     )
     torch.testing.assert_close(found, rows[:, None] + 3 * columns, atol=1e-5, rtol=1e-5)
+
+
+def test_the_adapter_of_the_configuration_has_the_networks_defaults():
+    """The schema states them for people; a key or a default of one alone is a mistake."""
+    parameters = inspect.signature(FixedClassSegmenter).parameters.values()
+    given = ("module", "channels", "name", "device", "precision")
+    own = {one.name: one.default for one in parameters if one.name not in given}
+    adapter = config.default_config()["segmenter"]["adapter"]
+    assert adapter.pop("channels") is None
+    assert adapter == own

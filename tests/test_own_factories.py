@@ -7,11 +7,11 @@ import pytest
 import torch
 import yaml
 
-from explain_fakes import picture
+from explain_fakes import picture, run_of
 from own_models import BOXES, ORGANS
 from xaiclip.config import complete
 from xaiclip.errors import ConfigError
-from xaiclip.explain.runner import Request, Run, attribute_slice, score_slice
+from xaiclip.explain.runner import Request, attribute_slice, score_slice
 from xaiclip.models.segmenters.base import Prompts
 from xaiclip.models.segmenters.fixed import FixedClassSegmenter
 from xaiclip.models.segmenters.loading import load_segmenter
@@ -132,7 +132,7 @@ def explain(segmenter, organs):
     boxes = dict.fromkeys(organs, BOXES["liver"])
     masks = segment_slice(segmenter, image, boxes)
     assert any(mask.any() for mask in masks.values())
-    run = Run("occlusion", {"window": 256, "stride": 256, "min_overlap": 0.0})
+    run = run_of("occlusion", {"window": 256, "stride": 256, "min_overlap": 0.0})
     scores, skips = score_slice(segmenter, Request("case", 0, image, boxes), run)
     assert {skip.organ for skip in skips} == {o for o, mask in masks.items() if not mask.any()}
     (table,) = scores.tables.values()

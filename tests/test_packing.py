@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from explain_fakes import context
+from stored_maps import load_attributions
 from test_runner import MODEL, run, target
 from xaiclip.explain import recipes, rise
-from xaiclip.explain.attribution import Attribution, load_attributions, save_attributions
+from xaiclip.explain.attribution import Attribution, save_attributions
 from xaiclip.explain.packing import is_smooth, pack, unpack
 from xaiclip.explain.runner import attribute_slice, score_slice
 from xaiclip.files import open_arrays

@@ -54,6 +54,16 @@ def test_what_names_can_drop_has_a_wildcard_of_theirs():
         assert re.findall(r"\{(\w+)\}", paths.below(path)), path
 
 
+def test_every_file_of_a_name_that_may_go_is_looked_for():
+    names = {"batch", "case", "variant", "method", "guidance", "organ", "figure", "kind"}
+    files = {
+        path
+        for path in PATHS.values()
+        if "." in Path(path).name and names & set(re.findall(r"\{(\w+)\}", path))
+    }
+    assert files == {path for path in paths.DROPPED if ".snakemake" not in path}
+
+
 def test_filled_and_globs():
     path = paths.filled(paths.SCORES, method="lime", guidance="roi")
     assert path == "results/{run}/scores/lime/roi/{batch}.npz"

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from explain_fakes import run_of
 from xaiclip.data.geometry import Geometry
 from xaiclip.data.record import Slice
 from xaiclip.data.volumes import restore
@@ -14,7 +15,7 @@ from xaiclip.explain import lime
 from xaiclip.explain.attribution import to_canonical_image, to_canonical_mask, to_slice_grid
 from xaiclip.explain.engine import score
 from xaiclip.explain.plan import CellPlan, SuperpixelPlan, WindowPlan, nearest
-from xaiclip.explain.runner import Request, Run, attribute_slice, score_slice
+from xaiclip.explain.runner import Request, attribute_slice, score_slice
 from xaiclip.models.segmenters.base import Prompts, to_mask
 from xaiclip.models.segmenters.frame import cut, extent, pad
 from xaiclip.targets import SegmenterScorer
@@ -244,7 +245,7 @@ def test_a_map_lies_where_the_organ_is(method, settings, mm, shape):
         boxes[organ] = np.array([columns[0] - 2, rows[0] - 2, columns[-1] + 3, rows[-1] + 3.0])
     item = Slice("a", 7, "CT", image, None, Geometry(AFFINE, (128, 96, 20)))
     scores, skips = score_slice(
-        Watched(*shape), Request("a", 7, image, boxes), Run(method, settings, fill="zero")
+        Watched(*shape), Request("a", 7, image, boxes), run_of(method, settings, fill="zero")
     )
     assert not skips
     for one in attribute_slice(scores)[0]:

@@ -152,6 +152,12 @@ def test_two_packages_with_one_name_are_refused(brought):
         plugins.brought(plugins.MODELS)
 
 
+def test_the_same_thing_brought_twice_is_no_conflict(brought):
+    """As where a package lies in two folders of Python's path."""
+    distribution(brought, "other", "[xaiclip.models]\npointwise = brought.models:make\n")
+    assert plugins.brought(plugins.MODELS)["pointwise"].value == "brought.models:make"
+
+
 def test_two_packages_with_one_method_are_refused(brought):
     distribution(brought, "other", "[xaiclip.methods]\nhalves = brought.models\n")
     for look in (lambda: load_method("halves"), lambda: complete({"methods": {"halves": {}}})):

@@ -115,6 +115,26 @@ def test_mr_is_stored_by_percentiles_of_its_tissue(tmp_path: Path) -> None:
     assert abs(np.sort(stored.ravel()) - np.sort(back.ravel())).max() <= 0.51
 
 
+def test_what_shines_in_mr_is_cut_at_twice_the_white(tmp_path: Path) -> None:
+    """And what a scanner stores below 0 is no tissue."""
+    image = np.tile(np.arange(-50, 200, dtype=np.int16), (20, 2, 1)).transpose(2, 1, 0).copy()
+    image[3, 1, 4] = 30000
+    add_volume(tmp_path, "x", image, np.ones(image.shape, np.uint8), np.eye(4), "MR", "T1")
+    (tmp_path / ".tmp-y.npz").write_bytes(b"half a file")  # another one is being written
+    stored = np.stack([p.image for p in load_pool(tmp_path)])
+    assert (stored.min(), stored.max()) == (0, 2 * MR_WHITE)
+    low, high = np.percentile(image[image > 0], (0.5, 99.5))
+    back = np.clip((image - low) / (high - low) * MR_WHITE, 0, 2 * MR_WHITE)
+    assert abs(np.sort(stored.ravel()) - np.sort(back.ravel())).max() <= 0.51
+
+
+@pytest.mark.filterwarnings("error")
+def test_mr_of_a_single_value_is_black(tmp_path: Path) -> None:
+    image = np.full((5, 6, 4), 7, np.int16)
+    add_volume(tmp_path, "x", image, np.ones(image.shape, np.uint8), np.eye(4), "MR", "T1")
+    assert not np.stack([p.image for p in load_pool(tmp_path)]).any()
+
+
 def test_an_empty_folder_is_no_pool(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no pool"):
         load_pool(tmp_path)

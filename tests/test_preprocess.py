@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from xaiclip import preprocess as preprocessing
 from xaiclip.data.geometry import Geometry
 from xaiclip.data.record import Slice
 from xaiclip.preprocess import (
@@ -337,8 +338,22 @@ def test_a_batch_does_not_depend_on_threads(tmp_path):
         if item.label is not None:
             assert set(np.unique(a.label)) == {0, 4}
     save_preprocessed(tmp_path / "batch.npz", one)
+    some = load_preprocessed(tmp_path / "batch.npz", {"case/4", "case/1", "other/2"})
+    assert [piece.key for piece in some] == ["case/1", "case/4"]
     got = load_preprocessed(tmp_path / "batch.npz")
     for a, b in zip(got, one, strict=True):
         assert a.letterbox == b.letterbox
         assert (a.case, a.index, a.label is None) == (b.case, b.index, b.label is None)
         np.testing.assert_array_equal(a.image, b.image)
+
+
+def test_slices_that_fail_are_told_in_their_order(monkeypatch):
+    def planted(image, settings):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(preprocessing, "preprocess", planted)
+    skips = []
+    places = [("b", 11), ("b", 3), ("a", 7), ("b", 4)]
+    items = [replace(slices()[0], case=case, index=index) for case, index in places]
+    assert preprocess_slices(items, threads=2, skips=skips) == []
+    assert [(skip.case, skip.slice) for skip in skips] == [("a", 7), ("b", 3), ("b", 4), ("b", 11)]

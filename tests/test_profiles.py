@@ -30,10 +30,11 @@ def rules():
                 asked[key] = f"{value} ×" if times and value.isdigit() else value
                 if value == "slices_mb":  # hangs on the scans
                     asked[key] = "by size ×"
-            threads = re.search(r"threads: (\d+)", body)
+            threads = re.search(r"threads: (\w+)", body)
             found[name] = {
-                "gpu": "1" if "gpu=1" in body else "",
-                "threads": threads.group(1) if threads else "1",
+                "gpu": "1" if re.search(r"gpu=(1|one_gpu),", body) else "",
+                # 8 on a cluster
+                "threads": threads.group(1).replace("model_threads", "8") if threads else "1",
                 **asked,
                 "local": "localrule: True" in body,
             }

@@ -200,7 +200,7 @@ def test_body_of_a_ct_holds_fat_and_lung_but_no_table():
     assert not mask[30:33, 10:14].any()
 
 
-@pytest.mark.parametrize("noise", [0, 3, 10, 20])
+@pytest.mark.parametrize("noise", [0, 3, 10, 20, 30])
 def test_body_of_an_mr_holds_no_noise(noise):
     image, body = mr(noise)
     assert dice(body_mask(image), body) > 0.97

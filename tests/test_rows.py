@@ -62,7 +62,7 @@ def slice_scores():
     windows = np.array([[0, 0, 64, 64]] * 4, np.int32)
     return SliceScores(
         case="c1",
-        slice=2,
+        index=2,
         method="occlusion",
         guidance="roi",
         context=Context(

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from explain_fakes import BOXES, ORGANS, FakeSegmenter, picture
+from explain_fakes import BOXES, ORGANS, FakeSegmenter, picture, run_of
 from xaiclip.clock import PHASES
 from xaiclip.errors import CaseError, ConfigError
 from xaiclip.explain import method
 from xaiclip.explain.plan import SuperpixelPlan
-from xaiclip.explain.runner import Request, Run, attribute_slice, score_batch, score_slice
+from xaiclip.explain.runner import Request, attribute_slice, score_batch, score_slice
 from xaiclip.explain.store import load_scores, save_scores
 
 SHAPE = (160, 140)
@@ -42,7 +42,7 @@ ROIS = {"liver": roi(20, 30, 70, 110), "spleen": roi(70, 60, 120, 130)}
 def target(guided=False, **changes):
     known = {
         "case": "a",
-        "slice": 4,
+        "index": 4,
         "image": picture(shape=SHAPE),
         "prompts": boxes(),
         "rois": ROIS if guided else None,
@@ -52,7 +52,7 @@ def target(guided=False, **changes):
 
 
 def run(name="occlusion", **changes):
-    return Run(**{"method": name, "settings": SETTINGS[name], "seed": 11, **changes})
+    return run_of(**{"method": name, "settings": SETTINGS[name], "seed": 11, **changes})
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -193,7 +193,7 @@ def test_a_fourth_method_is_one_module(monkeypatch, tmp_path):
     module = types.ModuleType("xaiclip.explain.ablation")
     module.PlanSettings, module.plans, module.aggregate = PlanSettings, plans, aggregate
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    done, _ = score_batch(MODEL, [target()], Run("ablation", {"tiles": 8}))
+    done, _ = score_batch(MODEL, [target()], run_of("ablation", {"tiles": 8}))
     save_scores(tmp_path / "batch.npz", done)
     (loaded,), _ = load_scores(tmp_path / "batch.npz")
     attributions, _ = attribute_slice(loaded)

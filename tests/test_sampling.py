@@ -6,10 +6,10 @@ from scipy.stats import spearmanr
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from explain_fakes import FakeSegmenter, context, picture, table
+from explain_fakes import FakeSegmenter, context, picture, run_of, table
 from xaiclip.errors import CaseError
 from xaiclip.explain import occlusion
-from xaiclip.explain.runner import Request, Run, attribute_slice, score_slice
+from xaiclip.explain.runner import Request, attribute_slice, score_slice
 from xaiclip.explain.surface import surface
 from xaiclip.explain.uncertainty import block_size, grouped, reliability, split_half, summary
 from xaiclip.metrics.savings import replay, savings, shortened, summarise
@@ -135,7 +135,7 @@ def sliced(method, settings):
     boxes = {"liver": np.array([21.0, 32, 77, 112]), "spleen": np.array([70.0, 64, 126, 136])}
     target = Request("a", 4, picture(), boxes)
     model = FakeSegmenter()
-    scores, _ = score_slice(model, target, Run(method, settings, seed=11))
+    scores, _ = score_slice(model, target, run_of(method, settings, seed=11))
     return scores, model.encoded
 
 
@@ -297,3 +297,24 @@ def test_reliability():
     assert split_half(true, true) == pytest.approx(1)
     assert split_half(true, -true) == split_half(true, np.ones(5000)) == 0
     assert split_half(true, true + noise) == pytest.approx(2 * 0.69 / 1.69, abs=0.03)
+
+
+def test_halves_are_compared_where_both_have_values():
+    nan = np.nan
+    flat = np.array([1, 1, 1, 1, 5.0]), np.array([1, 2, 3, 4, nan])
+    assert split_half(*flat) == split_half(*flat[::-1]) == 0
+    few = np.array([1, 2, nan, 4]), np.array([1, 2, 3, nan])
+    assert split_half(*few) == 0  # two points always agree
+    assert split_half(np.array([1, 2, nan, 4, 9]), np.array([1, 2, 3, 4, 5.0])) == 1
+
+
+def test_groups_that_agree_have_no_error_and_no_root_of_less_than_nothing():
+    values = np.linspace(0.01, 3, 4001)
+    errors = grouped([values + values + values, 3 * values**2], 3, 12)
+    assert np.isfinite(errors).all()
+    assert errors.max() < 1e-7
+
+
+def test_a_single_estimate_has_no_reliability():
+    one = np.array([3.0, np.nan, 5.0]), np.array([0.1, 0.2, np.nan])
+    assert np.isnan(reliability(*one))

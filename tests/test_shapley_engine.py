@@ -8,7 +8,7 @@ import torch
 from captum.attr import ShapleyValues
 from scipy.stats import spearmanr
 
-from explain_fakes import PROMPTS, FakeSegmenter, picture
+from explain_fakes import PROMPTS, FakeSegmenter, picture, run_of
 from figure_study import BATCH, CLASSES, drawn_slice, make_study
 from in_process import Named, run_script
 from segmenter_models import some_prompts
@@ -18,7 +18,7 @@ from xaiclip.arguments import units_of
 from xaiclip.errors import ConfigError
 from xaiclip.explain.attribution import to_canonical_mask
 from xaiclip.explain.engine import fill_image, score
-from xaiclip.explain.runner import Request, Run, attribute_slice, score_slice
+from xaiclip.explain.runner import Request, attribute_slice, score_slice
 from xaiclip.explain.shapley import (
     COALITIONS,
     UnitPlan,
@@ -70,7 +70,7 @@ def scored(settings, guided=False, **changes):
     masks["liver"][70:130, 65:120] = True
     boxes = {"spleen": np.array([20.0, 30, 80, 100]), "liver": np.array([60.0, 60, 130, 140])}
     request = Request("a", 3, picture(shape=shape), boxes, masks if guided else None, **changes)
-    return score_slice(FakeSegmenter(), request, Run("shapley", settings, VALUES, seed=5))
+    return score_slice(FakeSegmenter(), request, run_of("shapley", settings, VALUES, seed=5))
 
 
 @pytest.mark.parametrize(

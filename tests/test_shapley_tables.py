@@ -15,6 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
 import markdown_page
+from figure_study import settings_of
 from in_process import Named, run_script
 from xaiclip.errors import Skip
 from xaiclip.explain.attribution import Attribution, save_attributions
@@ -22,7 +23,6 @@ from xaiclip.metrics.schema import EXPLANATIONS, write_table
 from xaiclip.organs import OUTSIDE, REST
 from xaiclip.report import catalogue, colours, style
 from xaiclip.report.figures import DATA, FIGURES, draw
-from xaiclip.report.sources import Settings
 from xaiclip.report.tables.data import write
 from xaiclip.report.tables.explanations import UNIT
 from xaiclip.report.tables.shapley_units import TOTAL, shapley_units
@@ -180,7 +180,7 @@ def test_a_study_without_an_explained_organ(tmp_path):
     write(table, tmp_path / "tables/t.csv", tmp_path / "tables/t.md")
     assert table.frame.empty
     assert "1 of 1 rows" in table.markdown
-    figure = FIGURES["shapley_matrix"]({"tables": tmp_path / "tables/t.csv"}, Settings(CLASSES))
+    figure = FIGURES["shapley_matrix"]({"tables": tmp_path / "tables/t.csv"}, settings_of(CLASSES))
     assert not figure.axes
     words = " ".join(text.get_text() for text in figure.texts)
     assert "No organ of any case is explained" in words
@@ -188,7 +188,7 @@ def test_a_study_without_an_explained_organ(tmp_path):
 
 def data_of(made):
     return DATA["shapley_matrix"](
-        {"tables": made[1] / "tables/shapley_units.csv"}, Settings(CLASSES)
+        {"tables": made[1] / "tables/shapley_units.csv"}, settings_of(CLASSES)
     )
 
 

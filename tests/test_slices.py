@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from xaiclip.data import slices as reading
 from xaiclip.data.geometry import Geometry, Volume, display
 from xaiclip.data.labels import map_labels
 from xaiclip.data.record import load_slices, save_slices
@@ -193,10 +194,11 @@ def test_without_label_every_slice_with_content_is_taken(case):
     assert "image: has no label" in skip.reason
 
 
-def test_a_constant_slice_is_left_out(case):
+@pytest.mark.parametrize("value", [-1000, 40, 3000])
+def test_a_constant_slice_is_left_out(case, value):
     image = nib.load(case.image)
     array = np.asarray(image.dataobj).copy()
-    array[:, :, 3] = -1000
+    array[:, :, 3] = value
     nib.save(nib.Nifti1Image(array, LPS), case.image)
     slices, (skip,), _ = take(replace(case, label=None), policy="index", index=3)
     assert slices == []
@@ -287,6 +289,20 @@ def test_what_looks_wrong_is_told_or_refused(case):
     assert (slices, warnings) == ([], [])
     assert skip.reason == warning.reason
     assert take(replace(case, modality="MR")).warnings == []
+
+
+def test_what_a_label_tells_is_never_refused(case, monkeypatch):
+    """It tells how the label was read; only grey values can be of another scan."""
+    read = reading.read_classes
+
+    def told(*arguments, **options):
+        return read(*arguments, **options)[0], ["was told in words"]
+
+    monkeypatch.setattr(reading, "read_classes", told)
+    for implausible in ("warn", "refuse"):
+        taken = take(case, implausible=implausible)
+        assert len(taken.slices) == 1
+        assert [one.reason for one in taken.warnings] == ["label: was told in words"]
 
 
 def test_an_orientation_is_for_files_that_tell_none(case):

@@ -3,10 +3,11 @@ import pandas as pd
 import pytest
 
 from explain_fakes import ORGANS, context, table
+from stored_maps import load_attributions
 from xaiclip.clock import PHASES
 from xaiclip.errors import Skip
 from xaiclip.explain import method
-from xaiclip.explain.attribution import load_attributions, save_attributions
+from xaiclip.explain.attribution import save_attributions
 from xaiclip.explain.runner import attribute_slice
 from xaiclip.explain.store import SliceScores, load_scores, save_frame, save_scores, score_frame
 
@@ -23,7 +24,7 @@ def scored(name: str, guided: bool = True) -> SliceScores:
     rng = np.random.default_rng(0)
     return SliceScores(
         case="a",
-        slice=7,
+        index=7,
         method=name,
         guidance="roi" if guided else "full",
         context=ctx,
@@ -44,7 +45,7 @@ def test_maps_from_the_file_are_maps_from_memory(tmp_path, name, guided):
     assert skips == [skip]
     assert len(loaded) == 2
     assert vars(loaded[1]).keys() == vars(one).keys()
-    assert (loaded[1].case, loaded[1].slice, loaded[1].guidance) == ("a", 7, one.guidance)
+    assert (loaded[1].case, loaded[1].index, loaded[1].guidance) == ("a", 7, one.guidance)
     assert loaded[1].seconds == one.seconds
     expected, seconds = attribute_slice(one)
     got, _ = attribute_slice(loaded[1])

@@ -1,5 +1,6 @@
 """Table III and its variants: every cell, by key, against the same number made by hand."""
 
+import math
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +21,7 @@ from table_cells import (
 )
 from table_study import gain_of, mean_of
 from test_paper import DOUBTS, PRINTED3
+from xaiclip.report.tables.layout import number
 
 # --- Table III ---
 
@@ -191,3 +193,31 @@ def test_the_primary_variant_is_bold(tmp_path: Path) -> None:
     bold = {(cells[2].strip(), cells[3].strip()) for cells in lines if "**" in cells[2]}
     assert bold == {("**ours**", "soft_dice")}
     assert sum("**" in cells[2] for cells in lines) == 4 * 3
+
+
+@pytest.mark.parametrize(
+    ("value", "plain", "cost"),
+    [
+        (0.0, "0.000", "0"),
+        (-0.0004, "0.000", "−0.000400"),
+        (0.0625, "0.062", "0.0625"),
+        (-3.25, "−3.250", "−3.25"),
+        (12.0, "12.000", "12"),
+        (12.345, "12.345", "12.3"),
+        (99.94, "99.940", "99.9"),
+        (99.96, "99.960", "100"),
+        (100.4, "100.400", "100"),
+        (-987.6, "−987.600", "−988"),
+        (1234567.8, "1234567.800", "1,234,568"),
+        (float("nan"), "—", "—"),
+        (float("inf"), "—", "—"),
+    ],
+)
+def test_numbers_as_cells_show_them(value, plain, cost):
+    assert number(value) == plain
+    assert number(value, cost=True) == cost
+    signs = {number(value, signed=True)[0], number(value, signed=True, cost=True)[0]}
+    if value > 0 and math.isfinite(value):
+        assert signs == {"+"}
+    else:
+        assert "+" not in signs

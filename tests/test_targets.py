@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from explain_fakes import BOXES, ORGANS, PROMPTS, FakeSegmenter, picture
+from explain_fakes import BOXES, ORGANS, PROMPTS, FakeSegmenter, picture, run_of
 from xaiclip.clock import Clock
-from xaiclip.explain.runner import Request, Run, attribute_slice, score_batch, score_slice
+from xaiclip.explain.runner import Request, attribute_slice, score_batch, score_slice
 from xaiclip.explain.values import VALUES
 from xaiclip.metrics import maps as metrics_of_maps
 from xaiclip.metrics.explanation import rank_correlation
@@ -206,7 +206,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_a_classifier_is_explained_without_a_segmenter(name):
     bright = np.full((96, 96), 200, np.uint8)
-    run = Run(name, SETTINGS[name], ("probability", "logit"), fill="zero", seed=3)
+    run = run_of(name, SETTINGS[name], ("probability", "logit"), fill="zero", seed=3)
     (scores,), skips = score_batch(Classifier(), [Request("a", 0, bright, QUARTERS)], run)
     assert not skips
     (table,) = scores.tables.values()
@@ -232,12 +232,12 @@ def test_a_classifier_that_fails_is_refused():
 
     request = Request("a", 0, np.full((96, 96), 200, np.uint8), QUARTERS)
     with pytest.raises(ValueError, match="The model under 'rise' fails on a plain test image"):
-        score_batch(Broken(), [request], Run("rise", SETTINGS["rise"], ("logit",)))
+        score_batch(Broken(), [request], run_of("rise", SETTINGS["rise"], ("logit",)))
 
 
 def test_a_target_without_a_prompt_is_left_out():
     request = Request("a", 0, np.full((96, 96), 200, np.uint8), {**QUARTERS, "none": None})
-    run = Run("occlusion", SETTINGS["occlusion"], ("logit",))
+    run = run_of("occlusion", SETTINGS["occlusion"], ("logit",))
     scores, skips = score_slice(Classifier(), request, run)
     assert scores.context.organs == tuple(QUARTERS)
     assert [skip.organ for skip in skips] == ["none"]

@@ -82,7 +82,7 @@ def explain(
         slice: axial index of a volume, counted from the feet.
         modality: ``CT`` or ``MR``, of numbers that are not 8 bits.
         classes: what the numbers of the image's label stand for; background first.
-        checkpoint: the model's weights, if it is a name.
+        checkpoint: the model's weights, if it is a name; ``"auto"`` fetches the published ones.
         channels: output channel of each organ, if the model is a network of fixed classes.
         batch_size: images at once; ``auto`` finds what fits.
         seed: of every random choice; it is mixed with the image's name and slice.
@@ -170,11 +170,13 @@ def load_model(
     """A model that can be explained.
 
     Args:
-        model: ``compact`` (shipped), ``medsam``, ``sam_vit_b``, ``sam_vit_l``, ``sam_vit_h`` (with
-            a ``checkpoint``), ``file.py:function`` of your own, or a name that an installed package
-            brings to the entry points ``xaiclip.models``; a segment_anything ``Sam``; a torch
-            module from images to class logits, with ``channels``; a segmenter, given back.
-        checkpoint: the weights, of a name.
+        model: ``compact`` (shipped), ``litemedsam``, ``medsam``, ``sam_vit_b``, ``sam_vit_l``,
+            ``sam_vit_h`` (with a ``checkpoint``), ``file.py:function`` of your own, or a name that
+            an installed package brings to the entry points ``xaiclip.models``; a segment_anything
+            ``Sam``; a torch module from images to class logits, with ``channels``; a segmenter,
+            given back.
+        checkpoint: the weights, of a name; ``"auto"`` takes the published ones, fetched once into
+            the folder where torch.hub keeps its own.
         checksum: ``sha256:…`` or ``md5:…`` of the checkpoint.
         channels: output channel of each organ, of a network of fixed classes.
         device: see `xaiclip.device.choose_device`.
@@ -193,6 +195,8 @@ def load_model(
 
     weights = {"checkpoint": str(checkpoint) if checkpoint else None, "checksum": checksum}
     if isinstance(model, str):
+        if weights["checkpoint"] == "auto":
+            weights = _published_weights(model, checksum)
         return _named_model(model, weights, channels, device, precision, options)
     if checkpoint or checksum:
         raise ConfigError(
@@ -275,6 +279,24 @@ def find_slice(
     if unknown := [organ for organ in wanted if organ not in known]:
         raise ConfigError(f"the localizer knows no {unknown[0]}; it knows {', '.join(known)}.")
     return load_found(image, lambda planes: locator.find(planes, wanted), **reading)
+
+
+def _published_weights(model: str, checksum: str | None) -> dict[str, Any]:
+    """The published weights of a model, fetched unless they are here."""
+    from pathlib import Path
+
+    import torch
+
+    from xaiclip.published.catalogue import WEIGHTS, get
+
+    if model not in WEIGHTS:
+        raise ConfigError(
+            f"checkpoint is 'auto', but there are no published weights of '{model}', only of "
+            f"{', '.join(WEIGHTS)}."
+        )
+    path = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS[model].name)
+    get(WEIGHTS[model], path)
+    return {"checkpoint": str(path), "checksum": checksum or WEIGHTS[model].checksum}
 
 
 def _named_model(

@@ -38,7 +38,7 @@ where the boxes come from (the segmenter is told by a box what to segment):
 examples:
   xaiclip explain scan.nii.gz --organ liver
   xaiclip explain scan.nii.gz --organ liver,spleen --method rise --set masks=500 --guidance roi
-  xaiclip explain dicom_folder --organ liver --model medsam --checkpoint medsam_vit_b.pth
+  xaiclip explain dicom_folder --organ liver --model litemedsam --checkpoint auto
   xaiclip methods
 
 exit codes: 0 all that was asked for; 1 nothing, and why; 2 wrong usage; 3 some organs were left
@@ -93,9 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--label", type=Path, help="with FLARE22's ids, or a folder of masks")
     what = explain.add_argument_group("what is explained, and how")
     add = what.add_argument
-    add("--model", default="compact", help="compact, medsam, sam_vit_b, sam_vit_l, sam_vit_h, "
-        "file.py:function, or an installed package's (%(default)s)")  # fmt: skip
-    add("--checkpoint", type=Path, help="the model's weights")
+    add("--model", default="compact", help="compact, litemedsam, medsam, sam_vit_b, sam_vit_l, "
+        "sam_vit_h, file.py:function, or an installed package's (%(default)s)")  # fmt: skip
+    add("--checkpoint", type=Path, help="the model's weights; auto fetches the published ones once")
     add("--method", default="occlusion", help="see `xaiclip methods` (%(default)s)")
     add("--set", action="append", type=_setting, default=[], metavar="KEY=VALUE",
         help="a setting of the method")  # fmt: skip

@@ -42,6 +42,8 @@ class ClipSettings:
     patches) fits the nearer end. Only a run that ends by its steps can be repeated exactly.
     """
 
+    minutes: float
+    seed: int
     steps: int = 3000
     batch: int = 40
     learning_rate: float = 1e-3
@@ -52,9 +54,7 @@ class ClipSettings:
     region: float = 1.0
     held_out: float = 0.06
     check_every: int = 100
-    minutes: float = 120.0
     device: str = "auto"
-    seed: int = 1
 
 
 @torch.inference_mode()
@@ -91,7 +91,7 @@ def zero_shot(
     return {"recall": float(torch.stack(recalls).mean()), "retrieval": float(retrieval)}
 
 
-def train_clip(pool_folder: Path, folder: Path, settings: ClipSettings = ClipSettings()) -> Path:
+def train_clip(pool_folder: Path, folder: Path, settings: ClipSettings) -> Path:
     """Train the compact CLIP and write ``clip.json``, ``clip.safetensors`` (fp16), the vocabulary.
 
     ``folder`` also gets ``training_clip.csv`` and, until the training is done, a checkpoint from

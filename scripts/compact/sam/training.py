@@ -39,8 +39,9 @@ class SamSettings:
     ``precision`` auto is bf16 where the CPU computes it natively.
     """
 
+    minutes: float
+    seed: int
     steps: int = 8000
-    minutes: float = 120.0
     batch: int = 6
     prompts: int = 5
     learning_rate: float = 1e-3
@@ -51,7 +52,6 @@ class SamSettings:
     check_every: int = 300
     precision: str = "auto"
     device: str = "auto"
-    seed: int = 1
 
 
 def _precision(settings: SamSettings, device: torch.device) -> str:
@@ -105,7 +105,7 @@ def _initialise(sam: Sam) -> None:
 def train_sam(
     pool_folder: Path,
     folder: Path,
-    settings: SamSettings = SamSettings(),
+    settings: SamSettings,
     extra: Path | None = None,
 ) -> Path:
     """Train the compact SAM and write ``sam.json`` and ``sam.safetensors`` (fp16, averaged).

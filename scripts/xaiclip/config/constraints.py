@@ -245,7 +245,8 @@ def _check_segmenter(segmenter: Config) -> None:
     own = segmenter["factory"] or model in plugins.brought(plugins.MODELS)
     if not own and model != "compact" and not segmenter["checkpoint"]:
         raise ConfigError(
-            f"config key 'segmenter.checkpoint' is empty; model '{model}' needs a weights file."
+            f"config key 'segmenter.checkpoint' is empty; model '{model}' needs a weights file, "
+            "or 'auto' to fetch the published one."
         )
     adapter = segmenter["adapter"]
     for key in ("mean", "std"):

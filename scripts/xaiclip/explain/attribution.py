@@ -186,12 +186,6 @@ def open_attributions(path: str | os.PathLike[str]) -> Iterator[StoredAttributio
         yield StoredAttributions(stored)
 
 
-def load_attributions(path: str | os.PathLike[str]) -> list[tuple[str, int, Attribution]]:
-    """Read what `save_attributions` wrote."""
-    with open_attributions(path) as stored:
-        return [(row["case"], row["slice"], stored.read(i)) for i, row in stored.find()]
-
-
 def _nearest(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     if array.shape == size[::-1]:
         return array

@@ -1,7 +1,8 @@
 """The engine: run a perturbation plan through a scorer and keep its score table.
 
 Each perturbed image is made on the device from the compact plan and goes through the model once,
-for all targets; only the scores stay. Memory does not grow with N.
+for all targets; only the scores stay. Memory does not grow with N. Nothing but the functions needs
+torch: what is made of the scores does not.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xaiclip.clock import Clock
-from xaiclip.device import free_cache, out_of_memory
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from xaiclip.explain.plan import Plan
     from xaiclip.targets import Scorer
 
@@ -47,7 +48,7 @@ class BatchSize:
             return setting
         if isinstance(setting, int):
             return cls(setting)
-        if torch.device(device).type == "cpu":
+        if _on_cpu(device):
             return cls(max(1, min(cls.LARGEST, round(cls.ON_CPU * (256 / side) ** 2))))
         return cls(1, growing=True)
 
@@ -108,7 +109,6 @@ class ScoreTable:
         return self.baseline[..., [self.values.index(name) for name in values]]
 
 
-@torch.inference_mode()
 def score(
     plan: Plan,
     scorer: Scorer,
@@ -130,12 +130,16 @@ def score(
     Raises:
         MemoryError: not even one image at a time fits.
     """
+    import torch
+
+    from xaiclip.device import free_cache
+
     inputs, device = scorer.inputs, scorer.device
     side = max(inputs.shape[-2:])
     clock = Clock(device)
     batch = BatchSize.of(batch_size, device, side)
     before = scorer.n_forwards
-    with clock("total"):
+    with torch.inference_mode(), clock("total"):
         filling = fill_image(fill, inputs)
         chunks: list[Tensor] = []
         start = 0
@@ -163,6 +167,10 @@ def _forward(
 
     Not even by the exception: what its frames hold could not be handed back.
     """
+    import torch
+
+    from xaiclip.device import out_of_memory
+
     inputs = scorer.inputs
     try:
         with clock("perturb"):
@@ -193,7 +201,13 @@ def fill_image(name: str, inputs: Tensor) -> Tensor:
 
 def _fit(keep: Tensor, inputs: Tensor) -> Tensor:
     """Masks drawn on a square, for an input of the slice's aspect."""
+    from torch import nn
+
     shape = inputs.shape[-2:]
     if keep.shape[-2:] == shape:
         return keep
     return nn.functional.interpolate(keep, shape, mode="nearest-exact")
+
+
+def _on_cpu(device: torch.device | str) -> bool:
+    return str(device).startswith("cpu")

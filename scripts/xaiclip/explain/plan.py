@@ -1,7 +1,7 @@
 """Which pixels are replaced in which forward: compact plans, never N full masks in memory.
 
 Plans live on the canonical grid (512 × 512) and can be drawn at any size, so that the same plan
-perturbs a model input of 256 or 1024 pixels and builds the map.
+perturbs a model input of 256 or 1024 pixels and builds the map. Only drawing masks needs torch.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import compress
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from xaiclip.explain.attribution import GRID, Attribution
 from xaiclip.explain.recipes import Recipe
 from xaiclip.explain.settings import Kind, read
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _CHUNK = 32  # masks drawn at once where they must be drawn at 512: 32 MB
 
@@ -62,6 +64,8 @@ class Plan(ABC):
 
         This draws a few dozen masks at a time; kinds with a closed form override it.
         """
+        import torch
+
         total = torch.zeros(weights.shape[1], size * size)
         for start in range(0, self.n_forwards, _CHUNK):
             some = torch.from_numpy(weights[start : start + _CHUNK]).float()
@@ -151,6 +155,8 @@ class SuperpixelPlan(Plan):
     per_forward = ("members", "on")
 
     def keep(self, start: int, stop: int, size: int, device: torch.device | str = "cpu") -> Tensor:
+        from torch import nn
+
         on = _brought(self, "on", device)[start:stop].float()
         on = nn.functional.pad(on, (0, 1), value=1)
         return on.index_select(1, _brought(self, "_labels", device, size)).view(-1, 1, size, size)
@@ -182,6 +188,8 @@ class CellPlan(Plan):
     per_forward = ("members", "cells", "shifts")
 
     def keep(self, start: int, stop: int, size: int, device: torch.device | str = "cpu") -> Tensor:
+        import torch
+
         kernel = _brought(self, "_kernel", device, size)
         rows, columns = kernel[:, _brought(self, "shifts", device)[start:stop]].unbind(2)
         cells = _brought(self, "cells", device)[start:stop].float()
@@ -258,6 +266,8 @@ def _brought(plan: Plan, part: str, device: torch.device | str, size: int | None
 
 @lru_cache(maxsize=8)  # of a plan or two: what a finished slice brought is let go of
 def _bring(itself: _Itself, part: str, device: str, size: int | None) -> Tensor:
+    import torch
+
     found = getattr(itself.plan, part)
     with torch.inference_mode(False):
         return torch.from_numpy(found if size is None else found(size)).to(device)

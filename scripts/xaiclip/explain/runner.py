@@ -1,6 +1,7 @@
 """One slice, one method, one guidance: ask → plan → score, or differentiate; then aggregate.
 
-A script loads the model once and runs `score_batch` over its slices.
+A script loads the model once and runs `score_batch` over its slices. `attribute_slice` needs no
+model, nor torch.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xaiclip.clock import Clock
+from xaiclip.data.record import SliceName
 from xaiclip.errors import Skip, left_out, refuse_broken
 from xaiclip.explain import differentiates, engine, method, refine
 from xaiclip.explain.attribution import Attribution, to_canonical_image, to_canonical_mask
-from xaiclip.explain.gradients import differentiate
 from xaiclip.explain.plan import Context
 from xaiclip.explain.store import SliceScores
 from xaiclip.explain.values import explained
-from xaiclip.targets import scorer_type
 
 if TYPE_CHECKING:
     from xaiclip.explain.engine import ScoreTable
@@ -37,11 +37,10 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class Request(SliceName):
     """A slice, and what of the model's answer to it is to be explained.
 
     Attributes:
-        case, slice: where it comes from.
         image: uint8 (H, W), what the model sees.
         prompts: by target (organ or class), what the model needs to be asked for it; for a
             segmenter a box, float (4,) XYXY in pixels of the slice; None = there is none.
@@ -50,8 +49,6 @@ class Request:
         regions: each organ's region, bool (H, W), if the method asks for a source of them.
     """
 
-    case: str
-    slice: int
     image: NDArray[np.uint8]
     prompts: Mapping[str, Any]
     rois: Mapping[str, NDArray[np.bool_]] | None = None
@@ -61,7 +58,7 @@ class Request:
     @property
     def seed(self) -> int:
         """Of the slice, whatever batch it is in; the same with and without guidance."""
-        return zlib.crc32(f"{self.case}/{self.slice}".encode())
+        return zlib.crc32(self.key.encode())
 
 
 @dataclass(frozen=True)
@@ -70,10 +67,10 @@ class Run:
 
     method: str
     settings: Mapping[str, Any]
-    values: Sequence[str] = ("soft_dice", "in_mask_probability", "hard_dice", "hard_iou")
-    fill: str = "mean"
-    batch_size: int | Literal["auto"] | engine.BatchSize = "auto"
-    seed: int = 0
+    values: Sequence[str]
+    fill: str
+    batch_size: int | Literal["auto"] | engine.BatchSize
+    seed: int
 
 
 def score_slice(
@@ -99,6 +96,8 @@ def score_slice(
     Raises:
         CaseError: the method finds nothing to perturb.
     """
+    from xaiclip.targets import scorer_type
+
     explainer = method(run.method)
     clock = Clock(model.device)
     with clock("total"):
@@ -142,6 +141,8 @@ def score_slice(
 
     gradients = None
     if differentiates(run.method):
+        from xaiclip.explain.gradients import differentiate
+
         gradients = differentiate(
             cast("GradientMethod", explainer),
             scorer,
@@ -161,7 +162,7 @@ def score_slice(
             chunk = refine(explainer, plans, tables, context)
     return SliceScores(
         case=request.case,
-        slice=request.slice,
+        index=request.index,
         method=run.method,
         guidance=request.guidance,
         context=context,
@@ -198,7 +199,7 @@ def score_each(
         ConfigError: nothing can be explained, not even a plain image.
     """
     done = forwards = 0
-    first = None
+    first, before = None, len(skips)
     # one for the job: what fits is found once, not in each slice
     batch = engine.BatchSize.of(run.batch_size, model.device, model.input_size)
     run = replace(run, batch_size=batch)
@@ -206,19 +207,18 @@ def score_each(
     for number, request in enumerate(requests, 1):
         first = first or request
         scores = None
-        with left_out(skips, request.case, STAGE, request.slice):
+        with left_out(skips, request.case, STAGE, request.index):
             scores, without = score_slice(model, request, run)
             skips += without
         if scores is None:
-            _log.warning("%s/%d %s: left out", request.case, request.slice, run.method)
+            _log.warning("%s %s: left out", request.key, run.method)
             continue
         done += 1
         elapsed = time.perf_counter() - start
         forwards += scores.n_forwards
         _log.info(
-            "%s/%d %s (%s): slice %d of %d, %.1f forwards/s, %.0f s left",
-            request.case,
-            request.slice,
+            "%s %s (%s): slice %d of %d, %.1f forwards/s, %.0f s left",
+            request.key,
             run.method,
             request.guidance,
             number,
@@ -230,11 +230,13 @@ def score_each(
     if first is not None:
         probe = _plain_request(model, first)
         what = f"The model under '{run.method}'"
-        refuse_broken(done, skips, what, lambda: score_slice(model, probe, run))
+        refuse_broken(done, skips[before:], what, lambda: score_slice(model, probe, run))
 
 
 def _plain_request(model: Model, like: Request) -> Request:
     """A plain image with the targets and the guidance of another request."""
+    from xaiclip.targets import scorer_type
+
     image, shown, prompts = scorer_type(model).plain(like.prompts)
     rois = None if like.rois is None else dict.fromkeys(like.prompts, shown)
     regions = dict.fromkeys(like.regions, shown)
@@ -289,4 +291,4 @@ def _unusable(request: Request, target: str) -> str | None:
 
 
 def _skip(request: Request, target: str | None, reason: str) -> Skip:
-    return Skip(request.case, STAGE, reason, request.slice, target)
+    return Skip(request.case, STAGE, reason, request.index, target)

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class SliceScores:
+class SliceScores(SliceName):
     """One slice under one method and guidance.
 
     Attributes:
-        case, slice, method, guidance: what was explained, and how.
+        method, guidance: how it was explained.
         context: organs, unperturbed masks, ROIs, settings.
         plans, tables: what was done and what it did, by the plan's name.
         seconds: spent before the first plan ran, by phase and ``total``: preparing the input,
@@ -39,8 +39,6 @@ class SliceScores:
         gradients: what a gradient method got; it has no plans.
     """
 
-    case: str
-    slice: int
     method: str
     guidance: str
     context: Context
@@ -151,7 +149,7 @@ def save_scores(
 
 def _arrays_of(one: SliceScores) -> dict[str, NDArray[Any]]:
     context = one.context
-    arrays = {"image": context.image, "masks": context.masks}
+    arrays: dict[str, NDArray[Any]] = {"image": context.image, "masks": context.masks}
     if context.rois is not None:
         arrays["rois"] = context.rois
     arrays |= {f"regions/{organ}": mask for organ, mask in context.regions.items()}
@@ -168,7 +166,10 @@ def _arrays_of(one: SliceScores) -> dict[str, NDArray[Any]]:
 def _facts_of(one: SliceScores) -> dict[str, Any]:
     context = one.context
     return {
-        **{key: getattr(one, key) for key in ("case", "slice", "method", "guidance")},
+        "case": one.case,
+        "slice": one.index,
+        "method": one.method,
+        "guidance": one.guidance,
         "organs": context.organs,
         "seed": context.seed,
         "settings": dict(context.settings),
@@ -250,7 +251,6 @@ def load_plan(
 
 def _read(stored: Arrays, number: int) -> SliceScores:
     from xaiclip.explain.engine import ScoreTable
-    from xaiclip.explain.gradients import Gradients
     from xaiclip.explain.plan import Context, Plan
 
     row, mine = stored.meta["scores"][number], stored.below(f"{number}/")
@@ -276,10 +276,21 @@ def _read(stored: Arrays, number: int) -> SliceScores:
         )
     gradients = None
     if facts := row["gradients"]:
+        from xaiclip.explain.gradients import Gradients  # torch
+
         values = tuple(facts.pop("values"))
         gradients = Gradients(maps=mine["gradients"], values=values, **facts)
-    keys = {key: row[key] for key in ("case", "slice", "method", "guidance", "seconds")}
-    return SliceScores(**keys, context=context, plans=plans, tables=tables, gradients=gradients)
+    return SliceScores(
+        case=row["case"],
+        index=row["slice"],
+        method=row["method"],
+        guidance=row["guidance"],
+        context=context,
+        plans=plans,
+        tables=tables,
+        seconds=row["seconds"],
+        gradients=gradients,
+    )
 
 
 def score_frame(scores: Iterable[SliceScores]) -> pd.DataFrame:
@@ -301,7 +312,7 @@ def score_frame(scores: Iterable[SliceScores]) -> pd.DataFrame:
                     "member": np.concatenate([[True], members[:, o]]),
                     **{value: every[:, o, v] for v, value in enumerate(table.values)},
                 }
-                keys = {"case": one.case, "slice": one.slice, "organ": organ, "plan": name}
+                keys = {"case": one.case, "slice": one.index, "organ": organ, "plan": name}
                 parts.append(pd.DataFrame({**keys, **part}))
     empty = pd.DataFrame(columns=["case", "slice", "organ", "plan", "forward", "member"])
     return pd.concat(parts, ignore_index=True) if parts else empty

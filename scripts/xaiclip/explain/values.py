@@ -2,17 +2,17 @@
 
 Each takes probabilities under perturbation, float (B, O, h, w) in [0, 1], and the hard mask of the
 unperturbed segmentation, float (O, h, w) of 0 and 1, not empty; it gives (B, O).
-All but `false_positive_area` grow with agreement.
+All but `false_positive_area` grow with agreement. Their names need no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 THRESHOLD = 0.5
 
@@ -83,6 +83,9 @@ def explained(values: tuple[str, ...]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4)  # a slice's mask stays the same for all its forwards
 def _band(mask: Tensor) -> Tensor:
+    import torch
+    import torch.nn.functional as F
+
     # kept for gradients, too, which may not pass a tensor of inference mode
     with torch.inference_mode(False), torch.no_grad():
         reach = max(1, round(mask.shape[-2] / 64))
@@ -92,6 +95,8 @@ def _band(mask: Tensor) -> Tensor:
 
 
 def _overlap(probability: Tensor, mask: Tensor) -> Tensor:
+    import torch
+
     return torch.einsum("bohw,ohw->bo", probability, mask)
 
 

@@ -165,7 +165,7 @@ def predict(
     localizer: Localizer,
     images: NDArray,
     batch_size: int = 16,
-    shifts: Sequence[tuple[float, float]] = SHIFTS,
+    shifts: Sequence[tuple[float, ...]] = SHIFTS,
 ) -> NDArray:
     """Probability maps of preprocessed slices.
 

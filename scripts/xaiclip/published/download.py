@@ -52,7 +52,12 @@ class Remote:
     @property
     def volume(self) -> str:
         """The size, for people."""
-        return self.about if self.size is None else _bytes(self.size)
+        return self.about if self.size is None else in_words(self.size)
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, for people."""
+        return self.url
 
 
 class _Broken(Exception):
@@ -92,25 +97,26 @@ def fetch(
         raise ConfigError(f"the address {remote.url!r} must begin with https:// or http://.")
     if target.exists() and not target.is_file():
         raise ConfigError(f"{target} is no file: move it away, and it is fetched.")
-    if _is_whole(target, remote):
+    if is_whole(target, remote.checksum):
         return
     check_writable(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     with held_part(target) as part:
         # another process may have fetched it meanwhile
-        if _is_whole(target, remote):
+        if is_whole(target, remote.checksum):
             part.remove()
             return
         if target.is_file():
             log.warning("%s is not the published file: it is replaced", target)
         _complete(remote, target, part, attempts, wait, timeout)
         part.move(target)
-        log.info("%s: %s, checksum right", target, _bytes(target.stat().st_size))
+        log.info("%s: %s, checksum right", target, in_words(target.stat().st_size))
 
 
-def _is_whole(target: Path, remote: Remote) -> bool:
+def is_whole(target: Path, checksum: str) -> bool:
+    """Whether the file is there, and the right one."""
     try:
-        verify(target, remote.checksum)
+        verify(target, checksum)
     except ConfigError:
         return False
     return True
@@ -128,7 +134,7 @@ def _complete(
         except _Broken as error:
             failures = 0 if part.length >= before + LEAST else failures + 1
             if failures >= attempts:
-                kept = f"; {_bytes(part.length)} of it are kept" if part.length else ""
+                kept = f"; {in_words(part.length)} of it are kept" if part.length else ""
                 raise ConfigError(
                     f"{remote.url} could not be fetched in {attempts} tries ({error}): check the "
                     f"connection and run again{kept}, or put the file at {target} by hand."
@@ -160,7 +166,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE:
         raise ConfigError(
-            f"{what} needs {_bytes(needed)}, but only {_bytes(free)} are free in {folder}: "
+            f"{what} needs {in_words(needed)}, but only {in_words(free)} are free in {folder}: "
             "make room there, or use another disk."
         )
 
@@ -228,8 +234,8 @@ def _store(
             window, brought = now, 0
         if now - told > 10:
             told = now
-            share = f" of {_bytes(expected)}" if expected else ""
-            log.info("%s: %s%s", remote.name, _bytes(part.length), share)
+            share = f" of {in_words(expected)}" if expected else ""
+            log.info("%s: %s%s", remote.name, in_words(part.length), share)
     if not part.length:
         raise _Broken(f"the connection broke after 0 of {expected or 'some'} bytes")
     if expected is not None and part.length < expected:
@@ -278,7 +284,8 @@ def _refuse(error: urllib.error.HTTPError, remote: Remote, part: Part) -> None:
     ) from error
 
 
-def _bytes(count: int) -> str:
+def in_words(count: int) -> str:
+    """A number of bytes, for people."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"

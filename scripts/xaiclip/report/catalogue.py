@@ -37,6 +37,7 @@ class Made:
         caption: for Snakemake's report.
         methods: those that must be on, with settings that they must have.
         beside: the table whose job makes this one, too.
+        several: whether it is only made where a case may have several slices.
     """
 
     place: str
@@ -45,6 +46,7 @@ class Made:
     caption: str
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     beside: str | None = None
+    several: bool = False
 
     @property
     def rule(self) -> str:
@@ -60,6 +62,7 @@ def makes_table(
     *,
     methods: Mapping[str, Mapping[str, Any]] | None = None,
     beside: str | None = None,
+    several: bool = False,
 ) -> Callable[[Function], Function]:
     """State that a function, `tables.data.Study` → `tables.data.Table`, makes a table: see `Made`.
 
@@ -74,6 +77,7 @@ def makes_figure(
     caption: str,
     *,
     methods: Mapping[str, Mapping[str, Any]] | None = None,
+    several: bool = False,
 ) -> Callable[[Function], Function]:
     """State that a function, `Sources`, `Settings` → data, makes a figure: see `Made`.
 

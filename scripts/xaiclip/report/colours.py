@@ -6,7 +6,8 @@ steadily. Organs differ in colour (Okabe and Ito's palette), in line style and b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,16 @@ def _signed_colours() -> ListedColormap:
 #: From CIELAB: dark blue (negative), grey (0), bright yellow (positive).
 SIGNED = _signed_colours()
 UNSIGNED = colormaps["cividis"]
+
+
+def shades() -> Iterator[str]:
+    """Colours of whatever stands in a legend, again and again."""
+    return cycle(_COLOURS)
+
+
+def strokes() -> Iterator[Any]:
+    """Line styles, as `shades`."""
+    return cycle(_LINES)
 
 
 class Organs:

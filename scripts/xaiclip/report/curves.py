@@ -1,4 +1,4 @@
-"""The training curves: their data, and their drawing."""
+"""Curves: of the localizer's training, and along the slices of a case; their data and drawing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -18,6 +19,11 @@ from xaiclip.report.drawing import draw
 from xaiclip.report.sources import Settings, Sources
 from xaiclip.report.words import plain
 
+#: What the slices are drawn from.
+_COLUMNS = [
+    *("case", "slice", "organ", "method", "guidance", "roi_source", "primary", "skipped"),
+    *("baseline_dice_gt", "fidelity_dice", "localization_dice_pred"),
+]
 #: By variant: words, colour, and the lines of training and validation.
 _TRAINED = {
     "text": ("with the text", "#0072B2", ("-", (0, (4, 1)))),
@@ -27,10 +33,10 @@ _TRAINED = {
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """One line over epochs; ``kept``: epoch and value of the weights that were kept, (K, 2)."""
+    """One line over epochs or slices; ``kept``: places and values that get a dot, (K, 2)."""
 
     label: str
-    epochs: NDArray[np.int64]
+    places: NDArray[np.int64]
     values: NDArray[np.float64]
     colour: str
     line: Any
@@ -38,10 +44,20 @@ class Curve:
 
 
 @dataclass(frozen=True, eq=False)
-class Training:
-    """Three panels: title, label of the axis, its limits, curves."""
+class Curves:
+    """Three panels: title, label of the axis, its limits, curves.
+
+    Attributes:
+        panels: as above.
+        title: of the figure.
+        along: what the curves run over.
+        nothing: what a panel without any curve says.
+    """
 
     panels: Sequence[tuple[str, str, tuple[float, float | None], Sequence[Curve]]]
+    title: str
+    along: str
+    nothing: str
 
 
 @makes_figure(
@@ -49,7 +65,7 @@ class Training:
     ["training"],
     "Loss and validation Dice while the localizer trained, with and without the text.",
 )
-def training_curves(sources: Sources, settings: Settings) -> Training:
+def training_curves(sources: Sources, settings: Settings) -> Curves:
     """Loss and validation Dice by epoch, with and without the text."""
     histories = {
         key.rsplit("/", 1)[1]: pd.read_csv(path)
@@ -78,37 +94,95 @@ def training_curves(sources: Sources, settings: Settings) -> Training:
     ]
     words = _TRAINED["text" if "text" in histories else next(iter(histories))][0]
     dice = "Dice on the validation cases (0 to 1)"
-    return Training(
+    return Curves(
         [
             ("loss", "Dice + cross-entropy loss (no unit)", (0, None), loss),
             ("mean of the organs (dot: kept)", dice, (0, 1), mean),
             (f"each organ, {words}", dice, (0, 1), each),
-        ]
+        ],
+        "Training of the localizer",
+        "epoch",
+        "no validation case",
     )
 
 
+@makes_figure(
+    "slices",
+    ["metrics/explanations"],
+    "Slice by slice of one case: the segmentation against the reference, and, of one organ, each "
+    "method's fidelity and its map against the segmentation.",
+    several=True,
+)
+def along_slices(sources: Sources, settings: Settings) -> Curves:
+    """Dice of each organ's segmentation, and of one organ's maps, by slice.
+
+    Raises:
+        CaseError: no organ of the case is explained.
+    """
+    rows = pd.read_parquet(
+        sources["metrics"], columns=_COLUMNS, filters=pc.field("skipped").is_null()
+    )
+    case = settings.case or rows["case"].min()
+    rows = rows[rows["primary"] & (rows["case"] == case)].sort_values("slice")
+    if rows.empty:
+        raise CaseError("No organ of the case is explained: see skipped.tsv.")
+    organs = colours.Organs(settings.classes)
+    segmented = rows.dropna(subset="baseline_dice_gt").drop_duplicates(["organ", "slice"])
+    each = [
+        _line(organ, own, "baseline_dice_gt", organs.colour(organ), organs.line(organ))
+        for organ in organs.names
+        if len(own := segmented[segmented["organ"] == organ])
+    ]
+    own = rows[rows["organ"] == settings.organ]
+    guided = own["guidance"] + own["roi_source"].map(" ({})".format, na_action="ignore").fillna("")
+    maps = [
+        (f"{method}, {words}", own[(own["method"] == method) & (guided == words)], colour, line)
+        for colour, method in zip(colours.shades(), sorted(set(own["method"])), strict=False)
+        for line, words in zip(colours.strokes(), sorted(set(guided)), strict=False)
+    ]
+    panels = [("segmentations", "Dice against the reference (0 to 1)", (0, 1), each)]
+    for title, column, label in (
+        ("fidelity", "fidelity_dice", "Dice of masks under perturbation (0 to 1)"),
+        ("localization", "localization_dice_pred", "Dice of map and segmentation (0 to 1)"),
+    ):
+        curves = [
+            _line(words, of_map, column, *look)
+            for words, of_map, *look in maps
+            if of_map[column].notna().any()
+        ]
+        panels.append((f"{title}, {settings.organ}", label, (0, 1), curves))
+    return Curves(panels, f"Slices of case {case}", "slice, from the feet", "no value")
+
+
 @draw.register
-def draw_training(data: Training) -> Figure:
+def draw_curves(data: Curves) -> Figure:
     """Draw the three panels side by side."""
-    figure = style.new_figure("Training of the localizer", 3.9)
+    figure = style.new_figure(data.title, 3.9)
     for index, (axes, (title, label, limits, curves)) in enumerate(
         zip(figure.subplots(1, 3), data.panels, strict=True)
     ):
         for one in curves:
             axes.plot(
-                one.epochs, one.values, color=one.colour, linestyle=one.line, label=plain(one.label)
+                one.places, one.values, color=one.colour, linestyle=one.line, label=plain(one.label)
             )
             if len(one.kept):
                 axes.plot(*one.kept.T, "o", color=one.colour, mec="black", ms=5)
-        axes.set(ylabel=label, ylim=limits, xlabel="epoch")
+        axes.set(ylabel=label, ylim=limits, xlabel=data.along)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="y")
         style.letter(axes, index, title)
         if axes.lines:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))  # never over a curve
         else:
-            axes.text(0.5, 0.5, "no validation case", transform=axes.transAxes, ha="center")
+            axes.text(0.5, 0.5, data.nothing, transform=axes.transAxes, ha="center")
     return figure
+
+
+def _line(label: str, rows: pd.DataFrame, column: str, colour: str, line: Any) -> Curve:
+    """A line over slices, with a dot on each."""
+    known = rows.dropna(subset=column)
+    places, values = known["slice"].to_numpy(), known[column].to_numpy(float)
+    return Curve(label, places, values, colour, line, np.stack([places, values], axis=1))
 
 
 def _curve(

@@ -39,10 +39,10 @@ class Settings:
     """
 
     classes: Sequence[str]
-    case: str | None = None
-    organ: str = "liver"
-    prompt: str = "roi"
-    dpi: float = 150
+    case: str | None
+    organ: str
+    prompt: str
+    dpi: float
 
     @property
     def organs(self) -> list[str]:

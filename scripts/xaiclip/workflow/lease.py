@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -55,6 +56,11 @@ def gpus() -> dict[str, str]:
         else:
             names[entry] = f"{job}-{entry}"
     return names
+
+
+def accelerated() -> bool:
+    """Whether this machine has a GPU that torch might take: NVIDIA's, AMD's or Apple's."""
+    return bool(gpus()) or sys.platform == "darwin" or Path("/dev/kfd").exists()
 
 
 @contextmanager

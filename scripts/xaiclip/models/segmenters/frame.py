@@ -36,6 +36,8 @@ def cut(logits: Tensor, shape: tuple[int, int], size: int) -> Tensor:
         max(1, int(share * cells + 1e-6))
         for share, cells in zip(shares, logits.shape[-2:], strict=True)
     )
+    if shares == [rows / logits.shape[-2], columns / logits.shape[-1]]:  # whole cells
+        return logits[..., :rows, :columns]
     where = _corner(*shares, rows, columns, logits.dtype, logits.device)
     where = where.expand(len(logits), -1, -1, -1)
     return F.grid_sample(logits, where, mode="bilinear", align_corners=False)

@@ -39,6 +39,9 @@ BUILDERS: dict[str, Callable[[], Sam]] = {
     "sam_vit_h": sam_model_registry["vit_h"],
 }
 
+#: The model of a module of its own.
+LITE = "litemedsam"
+
 MEDSAM_MD5 = WEIGHTS["medsam"].checksum.removeprefix("md5:")
 
 
@@ -48,9 +51,9 @@ def load_segmenter(
     """The segmenter that the ``segmenter`` section of the configuration asks for.
 
     Args:
-        settings: ``model``: ``compact``, ``medsam``, ``sam_vit_b``, ``sam_vit_l``, ``sam_vit_h``.
-            Or a name that an installed package brings to the entry points ``xaiclip.models``, of a
-            function as ``factory`` names one.
+        settings: ``model``: ``compact``, ``litemedsam``, ``medsam``, ``sam_vit_b``, ``sam_vit_l``,
+            ``sam_vit_h``. Or a name that an installed package brings to the entry points
+            ``xaiclip.models``, of a function as ``factory`` names one.
             ``factory`` (optional): ``file.py:function`` of the user's own in place of ``model``,
             with ``options`` and ``adapter``; see `call_factory`.
             ``checkpoint``: the weights; for ``compact`` a folder in place of the shipped one.
@@ -65,7 +68,7 @@ def load_segmenter(
     model, checkpoint = settings.get("model"), settings.get("checkpoint")
     where = choose_device(device)
     how = choose_precision(where, precision)
-    known = model == "compact" or model in BUILDERS
+    known = model in ("compact", LITE) or model in BUILDERS
     make = None if known else plugins.load(plugins.MODELS, str(model))
     if settings.get("factory") or callable(make):
         if checkpoint and settings.get("checksum"):
@@ -75,13 +78,18 @@ def load_segmenter(
             return call_factory(settings, where, how)
         assert callable(make)
         return call_maker(make, str(model), settings, where, how, f"model '{model}'")
+    more: dict[str, Any] = {}
     if model == "compact":
         sam = load_compact(Path(checkpoint) if checkpoint else COMPACT)
-    elif model not in BUILDERS:
-        names = ", ".join(["compact", *BUILDERS, *plugins.brought(plugins.MODELS)])
+        more = {"box_masks": True}
+    elif not known:
+        names = ", ".join(["compact", LITE, *BUILDERS, *plugins.brought(plugins.MODELS)])
         raise ConfigError(f"segmenter.model '{model}' is unknown: use {names}, or a factory.")
     elif not checkpoint:
-        raise ConfigError(f"segmenter.checkpoint is empty: model '{model}' needs a weights file.")
+        raise ConfigError(
+            f"segmenter.checkpoint is empty: model '{model}' needs a weights file, or 'auto' to "
+            "fetch the published one."
+        )
     else:
         path = Path(checkpoint)
         check_weights(path)
@@ -89,21 +97,30 @@ def load_segmenter(
             verify(path, settings["checksum"])
         elif model == "medsam" and digest(path, "md5") != MEDSAM_MD5:
             log.warning("%s are not MedSAM's published weights (fine if you tuned them)", path)
-        with torch.device("meta"):  # the initial values would only be overwritten
-            sam = BUILDERS[model]()
-        load_weights(sam, path)
-        # not part of any state dict, hence still on the meta device
-        sam.pixel_mean = torch.tensor([123.675, 116.28, 103.53]).view(-1, 1, 1)
-        sam.pixel_std = torch.tensor([58.395, 57.12, 57.375]).view(-1, 1, 1)
+        sam, more = _published(str(model), path)
     return SamSegmenter(
         sam,
-        model,
+        str(model),
         device=where,
         precision=how,
-        stock=model.startswith("sam_"),
-        box_masks=model == "compact",
         attention=settings.get("attention", "fast"),
+        **more,
     )
+
+
+def _published(model: str, path: Path) -> tuple[Sam, dict[str, Any]]:
+    """A model with its weights, and what its segmenter must know of it."""
+    if model == LITE:
+        from xaiclip.models.segmenters import lite  # what it is built of takes seconds to import
+
+        return lite.load(path), {"keep_aspect": True, "encode": lite.encode_lite}
+    with torch.device("meta"):  # the initial values would only be overwritten
+        sam = BUILDERS[model]()
+    load_weights(sam, path)
+    # not part of any state dict, hence still on the meta device
+    sam.pixel_mean = torch.tensor([123.675, 116.28, 103.53]).view(-1, 1, 1)
+    sam.pixel_std = torch.tensor([58.395, 57.12, 57.375]).view(-1, 1, 1)
+    return sam, {"stock": model.startswith("sam_")}
 
 
 def load_compact(folder: Path = COMPACT) -> Sam:

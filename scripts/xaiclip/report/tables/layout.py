@@ -88,7 +88,7 @@ def number(value: float, *, signed: bool = False, cost: bool = False) -> str:
     size = abs(value)
     if not cost:
         text = f"{size:.3f}"
-    elif size >= 100 or size == round(size):
+    elif size >= 99.95 or size == round(size):  # what three digits show without a point
         text = f"{size:,.0f}"
     else:
         text = f"{size:#.3g}"

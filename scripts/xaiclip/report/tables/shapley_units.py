@@ -12,7 +12,7 @@ from xaiclip.errors import Skip
 from xaiclip.explain.attribution import open_attributions
 from xaiclip.masks.roi import SOURCES_OF_GUIDANCE
 from xaiclip.metrics.measure import Measure
-from xaiclip.metrics.statistics import Bootstrap, bootstrap_mean, case_means
+from xaiclip.metrics.statistics import DEFAULT, Bootstrap, bootstrap_mean, case_means
 from xaiclip.organs import OUTSIDE, REST, organs_of
 from xaiclip.report.catalogue import makes_table
 from xaiclip.report.markdown import bullets, join
@@ -65,8 +65,8 @@ def shapley_units(
     settings: Mapping[str, Any],
     skips: Sequence[Skip] = (),
     seed: int = 0,
-    resamples: int = 9999,
-    confidence: float = 0.95,
+    resamples: int = DEFAULT.resamples,
+    confidence: float = DEFAULT.confidence,
 ) -> Table:
     """The mean Shapley value of each unit for each organ's score: organ × unit, over cases.
 
