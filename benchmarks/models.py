@@ -215,6 +215,12 @@ def page(rows: pd.DataFrame, speed: pd.DataFrame, machine: str) -> str:
     )
 
 
+def save(frame: pd.DataFrame, path: Path) -> None:
+    """As CSV, whole or not at all."""
+    with atomic(path) as temporary:
+        frame.to_csv(temporary, index=False)
+
+
 def _model(text: str) -> tuple[str, str | None]:
     name, _, weights = text.partition("=")
     return name, weights or None
@@ -254,13 +260,12 @@ def main() -> None:
         peaks[name] = peak.megabytes
         rows += scored(name, segmenters[name], slices[1:])
     rows += located(slices)
+    dices = pd.DataFrame(rows, columns=DICE)
+    save(dices, given.out / "dice.csv")  # before what takes longest
     fullest = max(slices, key=lambda one: (len(one.organs), one.item.image.size))
     times = timed(segmenters, fullest, given.repeats)
-    dices = pd.DataFrame(rows, columns=DICE)
     speed = pd.DataFrame([{**row, "peak_mb": peaks[row["model"]]} for row in times], columns=SPEED)
-    for file, frame in (("dice", dices), ("speed", speed)):
-        with atomic(given.out / f"{file}.csv") as path:
-            frame.to_csv(path, index=False)
+    save(speed, given.out / "speed.csv")
     cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.processor()
     version = torch.__version__.split("+")[0]
     machine = (
