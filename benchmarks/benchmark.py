@@ -2,8 +2,7 @@
 
     PYTHONPATH=scripts python benchmarks/benchmark.py [--quick] [--threads 2] [--repeats 3]
 
-Writes benchmark.csv, phases.csv, ranks.csv, benchmark.md (all as tables, with the machine) and
-benchmark.png.
+Writes benchmark.csv, phases.csv, ranks.csv, benchmark.md (all, with the machine), benchmark.png.
 Systems of a task run in turn, A B C A B C …; a ratio is the median of the ratios within a turn, so
 that a machine that slows down slows both sides.
 """
@@ -29,6 +28,7 @@ import numpy as np
 import pandas as pd
 import peers
 import torch
+from page import markdown, page_with, plot
 from scipy.stats import spearmanr
 
 from compact import phantom
@@ -54,7 +54,6 @@ COLUMNS = {
     "phases": ["task", "phase", "seconds", "share"],
     "ranks": ["task", "organ", "rank_correlation"],
 }
-BEGIN, END = "<!-- numbers -->", "<!-- end of numbers -->"
 
 
 class Peak:
@@ -337,20 +336,6 @@ def tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, Task]]:
     yield "encoder: SAM ViT-B", lambda: vit_b(quick, min(repeats, 2))
 
 
-def markdown(frame: pd.DataFrame, digits: Mapping[Any, int]) -> str:
-    """A table for docs/benchmarks.md."""
-    lines = ["| " + " | ".join(frame.columns) + " |", "|" + " --- |" * len(frame.columns)]
-    for row in frame.to_dict("records"):
-        cells = [
-            ("" if pd.isna(value) else f"{value:.{digits[name]}f}")
-            if name in digits
-            else str(value)
-            for name, value in row.items()
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def machine(arguments: argparse.Namespace) -> str:
     """What the numbers were measured on."""
     cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.processor()
@@ -358,39 +343,6 @@ def machine(arguments: argparse.Namespace) -> str:
         f"{cpu}, {arguments.threads} threads, PyTorch {torch.__version__.split('+')[0]}, "
         f"{arguments.precision}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
     )
-
-
-def plot(frame: pd.DataFrame, path: Path) -> None:
-    """Seconds over the floor's, by task and system; no file where no task has a floor."""
-    shown = frame[~frame.task.str.startswith("scaling") & frame.ratio_to_floor.notna()]
-    if shown.empty:
-        return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    groups = list(shown.groupby("task", sort=False))
-    figure, axes = plt.subplots(
-        len(groups),
-        1,
-        figsize=(7, 0.6 + 0.36 * len(shown)),
-        sharex=True,
-        layout="constrained",
-        height_ratios=[len(group) for _, group in groups],
-        squeeze=False,
-    )
-    for axis, (task, group) in zip(axes[:, 0], groups, strict=True):
-        colours = ["#0b6e99" if name == "ours" else "#b4b4b4" for name in group.system]
-        bars = axis.barh(group.system, group.ratio_to_floor, color=colours)
-        axis.bar_label(bars, fmt="%.2f", padding=3)
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.invert_yaxis()
-        axis.set_title(task, loc="left", fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[-1, 0].set_xlabel("seconds, as a multiple of the bare forwards")
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=150)
 
 
 def merged(out: Path, name: str, found: Mapping[str, Rows], only: str | None) -> pd.DataFrame:
@@ -401,12 +353,6 @@ def merged(out: Path, name: str, found: Mapping[str, Rows], only: str | None) ->
         return frame
     before = pd.read_csv(path)
     return pd.concat([before[~before.task.isin(frame.task)], frame])
-
-
-def page_with(numbers: str, page: str) -> str:
-    """A page of docs with other numbers in their place."""
-    before, rest = page.split(BEGIN)
-    return before + BEGIN + "\n\n" + numbers + "\n" + END + rest.split(END)[1]
 
 
 def main() -> None:
@@ -423,8 +369,7 @@ def main() -> None:
         numbers = (arguments.out / "benchmark.md").read_text(encoding="utf-8")
         write_text(arguments.docs, page_with(numbers, arguments.docs.read_text(encoding="utf-8")))
         return
-    if arguments.quick:
-        arguments.repeats = 1
+    arguments.repeats = 1 if arguments.quick else arguments.repeats
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(arguments.threads)
     found: dict[str, Rows] = {name: [] for name in COLUMNS}

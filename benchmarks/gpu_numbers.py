@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from benchmark import markdown
 from numpy.typing import NDArray
+from page import markdown
 from scipy.stats import spearmanr
 
 from xaiclip.explain.attribution import Attribution

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from benchmark import Peak, markdown, page_with
+from benchmark import Peak
 from numpy.typing import NDArray
+from page import markdown, page_with
 
 from xaiclip import load_model
 from xaiclip.arguments import reference_boxes

@@ -21,7 +21,7 @@ COST = SegmenterCost(encode=Gflops(1.0, 500.0), decode=Gflops(1.0, 20.0))
 def modules(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module("gpu"), importlib.import_module("gpu_numbers")
-    for name in ("gpu", "gpu_numbers", "benchmark", "peers"):
+    for name in ("gpu", "gpu_numbers", "benchmark", "page", "peers"):
         sys.modules.pop(name)
 
 

@@ -24,7 +24,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def models(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module("models")
-    for name in ("models", "benchmark", "peers"):
+    for name in ("models", "benchmark", "page", "peers"):
         sys.modules.pop(name)
 
 

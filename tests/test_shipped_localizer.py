@@ -18,22 +18,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from compact import phantom, shipping
-from compact.localizer import LocalizerTraining, images, train_localizer, training
-from compact.localizer.checks import check, organ_dice
+from compact.localizer import LocalizerTraining, checks, images, train_localizer, training
 from compact.phantom.tissues import _PLAIN, intensities
 from compact.pool import PoolSlice, add_volume, build_pool, load_pool
 from test_backbone import TOKENIZER, small_clip
 from xaiclip.data.slices import window_ct
 from xaiclip.errors import ConfigError
+from xaiclip.localizer import model
 from xaiclip.localizer.backbone import Backbone
 from xaiclip.localizer.locating import Locator
-from xaiclip.localizer.model import (
-    Localizer,
-    LocalizerSettings,
-    load_localizer,
-    predict,
-    save_localizer,
-)
+from xaiclip.localizer.model import Localizer, LocalizerSettings, load_localizer
 from xaiclip.localizer.training import TrainingSettings, train
 from xaiclip.organs import FLARE22, SIX_CLASSES
 from xaiclip.preprocess import preprocess
@@ -213,7 +207,7 @@ def test_a_file_from_before_the_setting_still_loads(tmp_path: Path) -> None:
     frozen = Backbone(small_clip(), TOKENIZER)
     path = tmp_path / "localizer.safetensors"
     localizer = Localizer(frozen, CLASSES, LocalizerSettings(context=2, width=32))
-    save_localizer(path, localizer)
+    model.save_localizer(path, localizer)
     with safe_open(path, framework="pt") as stored:
         about = json.loads(stored.metadata()["localizer"])
     del about["settings"]["image"]
@@ -221,7 +215,7 @@ def test_a_file_from_before_the_setting_still_loads(tmp_path: Path) -> None:
     again = load_localizer(path, frozen)
     assert not again.settings.image
     pixels = np.random.default_rng(0).integers(0, 255, (1, 224, 224), dtype=np.uint8)
-    assert np.array_equal(predict(again, pixels), predict(localizer, pixels))
+    assert np.array_equal(model.predict(again, pixels), model.predict(localizer, pixels))
 
 
 @pytest.mark.parametrize("half", [True, False])
@@ -229,13 +223,15 @@ def test_a_localizer_with_the_setting_is_saved_and_loaded(tmp_path: Path, half: 
     frozen = Backbone(small_clip(), TOKENIZER)
     localizer = Localizer(frozen, CLASSES, FINE)
     path = tmp_path / "localizer.safetensors"
-    save_localizer(path, localizer, half=half)
+    model.save_localizer(path, localizer, half=half)
     assert {t.dtype for t in load_file(path).values()} == {torch.half if half else torch.float}
     again = load_localizer(path, frozen)
     assert again.settings == FINE
     pixels = np.random.default_rng(0).integers(0, 255, (1, 224, 224), dtype=np.uint8)
     tolerance = 5e-3 if half else 1e-7
-    assert np.allclose(predict(again, pixels), predict(localizer, pixels), atol=tolerance)
+    assert np.allclose(
+        model.predict(again, pixels), model.predict(localizer, pixels), atol=tolerance
+    )
 
 
 # Its training.
@@ -274,8 +270,8 @@ def test_volumes_that_check_are_not_learned_from(tmp_path: Path) -> None:
 def test_dice_by_hand() -> None:
     label = np.array([[1, 1, 0, 2]])
     found = np.array([[1, 0, 3, 2]])
-    assert organ_dice(found, label, 4)[:2] == pytest.approx([2 / 3, 1])
-    assert np.isnan(organ_dice(found, label, 4)[2])
+    assert checks.organ_dice(found, label, 4)[:2] == pytest.approx([2 / 3, 1])
+    assert np.isnan(checks.organ_dice(found, label, 4)[2])
 
 
 def test_a_check_tells_modalities_apart_and_counts_false_organs() -> None:
@@ -289,7 +285,7 @@ def test_a_check_tells_modalities_apart_and_counts_false_organs() -> None:
     label[:, :10] = 1
     grey = label.copy()
     grey[1, 15:, :8] = 2  # 40 pixels of an organ that is not there
-    row = check(Fixed(), grey, label, ["CT", "MR", "MR"])  # type: ignore[arg-type]
+    row = checks.check(Fixed(), grey, label, ["CT", "MR", "MR"])  # type: ignore[arg-type]
     assert row["CT_liver"] == row["MR_liver"] == 1
     assert row["false"] == pytest.approx(1 / 3, abs=1e-4)
 
@@ -326,8 +322,8 @@ def test_a_shipped_file_that_was_changed_is_refused(tmp_path: Path) -> None:
 
 def dice_of(localizer: Localizer, pieces: list[PoolSlice]) -> float:
     shown = [images.plain(piece, TABLE) for piece in pieces]
-    found = predict(localizer, np.stack([image for image, _ in shown])).argmax(1)
-    each = [organ_dice(a, label, 6) for a, (_, label) in zip(found, shown, strict=True)]
+    found = model.predict(localizer, np.stack([image for image, _ in shown])).argmax(1)
+    each = [checks.organ_dice(a, label, 6) for a, (_, label) in zip(found, shown, strict=True)]
     return float(np.nanmean(np.nanmean(each, axis=0)))
 
 
