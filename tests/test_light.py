@@ -40,7 +40,7 @@ def imports(script):
     "script",
     [
         *("attribute", "maps", "figures", "metrics", "skipped", "provenance"),
-        *("table2", "table3", "table_segmenter", "slices", "preprocess", "roi"),
+        *("table", "slices", "preprocess", "roi"),
         *("evaluate_localizer", "evaluate_segmenter", "savings"),
     ],
 )
