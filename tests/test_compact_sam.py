@@ -334,7 +334,7 @@ def test_evaluation_windows_ct_at_40_and_400() -> None:
 @pytest.mark.parametrize("box", ["reference", "sloppy"])
 def test_evaluation_of_a_perfect_segmenter(box: str) -> None:
     class Bright(SamSegmenter):
-        input_size, stock = 160, False
+        input_size, stock, keep_aspect = 160, False, False
 
         def __init__(self) -> None:
             pass

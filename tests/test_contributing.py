@@ -147,7 +147,7 @@ def test_a_new_metric_reruns_maps_and_tables_and_no_forward(project):
     add(project, "A map metric")
     after = run(project, HASHES)
     assert {script for script in after if after[script] != before[script]} == {
-        *("attribute.py", "table3", "table3_variants", "shapley_units"),
+        *("attribute.py", "table3", "table3_variants", "shapley_units", "slices", "cases"),
     }
 
 

@@ -121,7 +121,7 @@ def test_the_epoch_is_chosen_by_the_organs_on_cases_that_do_not_train(
     labels = np.stack([blocks(i) for i in range(10)])
     held = split_cases(cases, 0.4, 0)
     epochs = Epochs(labels[held], 3)
-    monkeypatch.setattr(Localizer, "decode", lambda self, tokens: epochs(self, tokens))
+    monkeypatch.setattr(Localizer, "decode", lambda self, tokens, pixels: epochs(self, tokens))
     options = TrainingSettings(epochs=4, batch_size=3, views=1, validation_fraction=0.4)
     localizer, rows = train(frozen, noise(10), labels, cases, CLASSES, SMALL, options)
 
@@ -154,7 +154,7 @@ def test_checks_are_made_at_the_size_of_the_labels() -> None:
         def eval(self) -> None:
             pass
 
-        def decode(self, tokens: list[torch.Tensor]) -> torch.Tensor:
+        def decode(self, tokens: list[torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
             return logits
 
     checks = training._Views(Means(), np.zeros_like(labels), labels, TrainingSettings(), None)
@@ -223,7 +223,8 @@ def test_tokens_and_labels_of_a_view_belong_together(
     seen = set()
     for _ in range(8):
         chosen = rng.permutation(5)[:4]
-        (tokens,), labels = views.take(chosen, rng)
+        (tokens,), pixels, labels = views.take(chosen, rng)
+        assert torch.equal(pixels[:, 0, 0].float(), tokens.flatten())
         for i, token, label in zip(chosen, tokens.flatten(), labels[:, 0, 0], strict=True):
             version = round(float(token)) - 10 * i
             assert int(label) == i + 50 * version
@@ -231,7 +232,8 @@ def test_tokens_and_labels_of_a_view_belong_together(
     assert seen == {0, 1, 2}
     # what checks is the slice itself
     checks = training._Views(Means(), 10 * flat, flat.copy(), options, None)
-    (tokens,), labels = checks.take(np.arange(5), None)
+    (tokens,), pixels, _ = checks.take(np.arange(5), None)
+    assert torch.equal(pixels[:, 0, 0].float(), tokens.flatten())
     assert tokens.flatten().tolist() == [0, 10, 20, 30, 40]
     assert labels[:, 0, 0].tolist() == [0, 1, 2, 3, 4]
     assert len(checks.images) == 5
