@@ -42,9 +42,9 @@ if FINDS:
             "results/{run}/logs/find_slices/{batch}.log",
         conda:
             "../envs/torch.yaml"
-        threads: 8
+        threads: model_threads
         resources:
-            gpu=1,
+            gpu=one_gpu,
             mem_mb=lambda wildcards, attempt: slices_mb(wildcards, attempt) + 2000,
             runtime=lambda wildcards, attempt: 60 * attempt,
         params:

@@ -54,3 +54,23 @@ def test_a_job_without_a_model_loads_no_torch(script):
 
 def test_a_job_that_runs_models_loads_torch():
     assert loaded(imports("score"), "torch") == ["torch"]
+
+
+def test_the_compact_model_is_loaded_without_the_compiler():
+    code = "from xaiclip.models.segmenters.loading import load_segmenter"
+    code += "\nload_segmenter({'model': 'compact'}, 'cpu', 'fp32')"
+    assert loaded(code, "torch", "torch._dynamo") == ["torch"]
+
+
+def test_a_network_of_shapes_only_has_the_shapes():
+    from xaiclip.models.segmenters import compact
+    from xaiclip.weights import shapes_only
+
+    with shapes_only():
+        outline = compact.build().state_dict()
+    made = compact.build().state_dict()
+    assert {name: value.shape for name, value in outline.items()} == {
+        name: value.shape for name, value in made.items()
+    }
+    assert {value.device.type for value in outline.values()} == {"meta"}
+    assert all(bool(value.isfinite().all()) for value in made.values())

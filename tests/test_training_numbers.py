@@ -232,7 +232,7 @@ def test_tokens_and_labels_of_a_view_belong_together(
     assert seen == {0, 1, 2}
     # what checks is the slice itself
     checks = training._Views(Means(), 10 * flat, flat.copy(), options, None)
-    (tokens,), pixels, _ = checks.take(np.arange(5), None)
+    (tokens,), pixels, labels = checks.take(np.arange(5), None)
     assert torch.equal(pixels[:, 0, 0].float(), tokens.flatten())
     assert tokens.flatten().tolist() == [0, 10, 20, 30, 40]
     assert labels[:, 0, 0].tolist() == [0, 1, 2, 3, 4]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import pickle
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from xaiclip.errors import ConfigError
 from xaiclip.files import check_kind, verify
@@ -20,6 +22,29 @@ log = logging.getLogger(__name__)
 
 #: Bytes of a weights file; the largest model that this project names has 2.6 GB.
 MAX_BYTES = 1 << 36
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within this, networks are made without values and without memory for them."""
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what fills tensors: for ``meta`` that is written in Python, whose first call loads
+    the compiler, in more time than a small model takes to load.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        if func in (torch.Tensor.mul, torch.Tensor.__rmul__) and not torch.is_tensor(args[1]):
+            return args[0]
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

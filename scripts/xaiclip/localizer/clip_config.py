@@ -19,6 +19,7 @@ from open_clip.timm_model import timm
 
 from xaiclip.errors import ConfigError
 from xaiclip.plain import check_keys, keys, read_json
+from xaiclip.weights import shapes_only
 
 _MODEL = keys(
     "embed_dim vision_cfg text_cfg multimodal_cfg quick_gelu custom_text init_logit_scale "
@@ -141,7 +142,7 @@ class ClipConfig:
 
     def outline(self, tower: Path | None = None) -> torch.nn.Module:
         """The model on the meta device: its tensors' names and shapes, without their memory."""
-        with torch.device("meta"):
+        with shapes_only():
             return self.build(tower=tower)
 
 

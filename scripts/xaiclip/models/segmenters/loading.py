@@ -24,7 +24,14 @@ from xaiclip.models.segmenters.sam import SamSegmenter
 from xaiclip.plain import check_keys, read_json
 from xaiclip.published.catalogue import WEIGHTS
 from xaiclip.resources import shipped
-from xaiclip.weights import check_size, check_sums, check_weights, fill, read_weights
+from xaiclip.weights import (
+    check_size,
+    check_sums,
+    check_weights,
+    fill,
+    read_weights,
+    shapes_only,
+)
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +121,7 @@ def _published(model: str, path: Path) -> tuple[Sam, dict[str, Any]]:
         from xaiclip.models.segmenters import lite  # what it is built of takes seconds to import
 
         return lite.load(path), {"keep_aspect": True, "encode": lite.encode_lite}
-    with torch.device("meta"):  # the initial values would only be overwritten
+    with shapes_only():  # the initial values would only be overwritten
         sam = BUILDERS[model]()
     load_weights(sam, path)
     # not part of any state dict, hence still on the meta device
@@ -135,7 +142,7 @@ def load_compact(folder: Path = COMPACT) -> Sam:
     path, weights = folder / "sam.json", folder / "sam.safetensors"
     config = check_keys(f"{path}: model", read_json(path).get("model"), CONFIG)
     try:
-        with torch.device("meta"):
+        with shapes_only():
             check_size(build(config), weights)
         sam = build(config)
     except (
