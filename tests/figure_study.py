@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn.functional import adaptive_avg_pool2d
 
+from stored_maps import load_rois
 from xaiclip.data.geometry import Geometry
 from xaiclip.data.record import Slice, SliceName, save_slices
 from xaiclip.errors import Skip
@@ -28,7 +29,7 @@ from xaiclip.explain.plan import Context, Plan
 from xaiclip.explain.runner import attribute_slice
 from xaiclip.explain.store import SliceScores, save_scores
 from xaiclip.localizer.probabilities import save_probabilities
-from xaiclip.masks.roi import RoiSettings, load_rois, rois_of, save_rois
+from xaiclip.masks.roi import RoiSettings, rois_of, save_rois
 from xaiclip.masks.segmented import save_masks
 from xaiclip.metrics.rows import explanation_rows
 from xaiclip.metrics.schema import EXPLANATIONS, write_table

@@ -10,9 +10,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from figure_study import BATCH, CLASSES, ORGANS, drawn_slice, files_of, make_study, settings_of
-from stored_maps import load_attributions
+from stored_maps import load_attributions, load_rois
 from xaiclip.explain.store import load_scores
-from xaiclip.masks.roi import load_rois
 from xaiclip.preprocess import Letterbox
 from xaiclip.report.figures import DATA
 from xaiclip.report.picture import (

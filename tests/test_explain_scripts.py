@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from figure_study import BATCH, COST, ORGANS, drawn_slice, make_study
+from stored_maps import load_rois
 from xaiclip.data.record import load_slices
 from xaiclip.explain.attribution import to_canonical_mask
 from xaiclip.explain.store import load_scores
-from xaiclip.masks.roi import load_rois
 from xaiclip.models.segmenters.base import Prompts
 from xaiclip.models.segmenters.loading import load_segmenter
 from xaiclip.targets import SegmenterScorer

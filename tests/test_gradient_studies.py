@@ -6,9 +6,10 @@ import torch
 
 from explain_fakes import ORGANS, PROMPTS, FakeSegmenter, picture, rois, run_of
 from gradient_models import METHODS, VALUE_NAMES, asked, scorer
+from stored_maps import score_batch
 from xaiclip.errors import CaseError, ConfigError
 from xaiclip.explain import differentiates, grad_cam, integrated_gradients
-from xaiclip.explain.runner import Request, attribute_slice, score_batch, score_slice
+from xaiclip.explain.runner import Request, attribute_slice, score_slice
 from xaiclip.explain.store import load_scores, save_frame, save_scores, score_frame
 from xaiclip.metrics.maps.explained import Explained
 from xaiclip.metrics.maps.fidelity import measure

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
+from stored_maps import load_rois
 from xaiclip.data.geometry import Geometry
 from xaiclip.data.record import Slice
 from xaiclip.errors import Skip
@@ -14,7 +15,6 @@ from xaiclip.masks.roi import (
     RoiSettings,
     body_mask,
     box_of,
-    load_rois,
     roi_mask,
     rois_of,
     save_rois,

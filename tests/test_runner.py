@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from explain_fakes import BOXES, ORGANS, FakeSegmenter, picture, run_of
+from stored_maps import score_batch
 from xaiclip.clock import PHASES
 from xaiclip.errors import CaseError, ConfigError
 from xaiclip.explain import method
 from xaiclip.explain.plan import SuperpixelPlan
-from xaiclip.explain.runner import Request, attribute_slice, score_batch, score_slice
+from xaiclip.explain.runner import Request, attribute_slice, score_slice
 from xaiclip.explain.store import load_scores, save_scores
 
 SHAPE = (160, 140)

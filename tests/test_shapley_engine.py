@@ -13,6 +13,7 @@ from figure_study import BATCH, CLASSES, drawn_slice, make_study
 from in_process import Named, run_script
 from segmenter_models import some_prompts
 from shapley_games import VALUES
+from stored_maps import load_rois
 from test_equality import compact
 from xaiclip.arguments import units_of
 from xaiclip.errors import ConfigError
@@ -28,7 +29,7 @@ from xaiclip.explain.shapley import (
 )
 from xaiclip.explain.store import load_scores, save_scores
 from xaiclip.explain.values import soft_dice
-from xaiclip.masks.roi import Roi, load_rois
+from xaiclip.masks.roi import Roi
 from xaiclip.metrics.savings import savings
 from xaiclip.targets import SegmenterScorer
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from isolation_study import CLASSES
-from stored_maps import load_attributions
+from stored_maps import load_attributions, load_rois
 from xaiclip.data.record import SliceName
 from xaiclip.errors import Skip
 from xaiclip.explain.attribution import Attribution, _Shared, save_attributions
 from xaiclip.explain.recipes import Recipe
 from xaiclip.files import load_meta, open_arrays, writing_arrays
 from xaiclip.localizer.probabilities import save_probabilities
-from xaiclip.masks.roi import Roi, load_rois, save_rois
+from xaiclip.masks.roi import Roi, save_rois
 from xaiclip.masks.segmented import open_masks, save_masks
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from explain_fakes import BOXES, ORGANS, PROMPTS, FakeSegmenter, picture, run_of
+from stored_maps import score_batch
 from xaiclip.clock import Clock
-from xaiclip.explain.runner import Request, attribute_slice, score_batch, score_slice
+from xaiclip.explain.runner import Request, attribute_slice, score_slice
 from xaiclip.explain.values import VALUES
 from xaiclip.metrics import maps as metrics_of_maps
 from xaiclip.metrics.explanation import rank_correlation

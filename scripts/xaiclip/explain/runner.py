@@ -1,6 +1,6 @@
 """One slice, one method, one guidance: ask → plan → score, or differentiate; then aggregate.
 
-A script loads the model once and runs `score_batch` over its slices. `attribute_slice` needs no
+A script loads the model once and runs `score_each` over its slices. `attribute_slice` needs no
 model, nor torch.
 """
 
@@ -171,14 +171,6 @@ def score_slice(
         seconds=clock.seconds,
         gradients=gradients,
     ), skips
-
-
-def score_batch(
-    model: Model, requests: Sequence[Request], run: Run
-) -> tuple[list[SliceScores], list[Skip]]:
-    """All of `score_each`, and what was left out."""
-    skips: list[Skip] = []
-    return list(score_each(model, requests, len(requests), run, skips)), skips
 
 
 def score_each(

@@ -259,14 +259,6 @@ def open_rois(path: str | os.PathLike[str]) -> Iterator[StoredRois]:
         yield StoredRois(stored)
 
 
-def load_rois(
-    path: str | os.PathLike[str],
-) -> tuple[dict[str, dict[str, dict[str, Roi]]], list[Skip]]:
-    """Read what `save_rois` wrote."""
-    with open_rois(path) as stored:
-        return dict(stored), stored.skips
-
-
 def load_roi(path: str | os.PathLike[str], key: str, organ: str, source: str) -> Roi:
     """Read one ROI of what `save_rois` wrote.
 
