@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from compact import phantom
+from compact import learning, phantom
 from compact.pool import PoolSlice, add_volume, load_pool
 from compact.sam import SamSettings, checks, images, train_sam, training
 from xaiclip.errors import ConfigError
@@ -183,7 +183,7 @@ def test_the_average_follows_slowly() -> None:
     one, two = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     for model, value in ((one, 1.0), (two, 3.0)):
         torch.nn.init.constant_(model.weight, value)
-    training._averaged(two, one, 0.9)
+    learning.average(one.parameters(), two.parameters(), 0.9)
     assert one.weight.item() == pytest.approx(0.9 * 1 + 0.1 * 3)
     assert two.weight.item() == 3
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +22,7 @@ from torch import Tensor
 from compact.clip.images import Example, coverage, draw_batch, example
 from compact.clip.model import CONFIG, VOCABULARY, build, encode_patches, region_loss, to_inputs
 from compact.clip.words import REGION_PROMPTS, REGIONS, write_vocabulary
+from compact.learning import apart, write_log
 from compact.pool import PoolSlice, load_pool
 from xaiclip.device import autocast, choose_device
 from xaiclip.files import atomic, write_json
@@ -187,7 +186,7 @@ def train_clip(pool_folder: Path, folder: Path, settings: ClipSettings) -> Path:
             rows.append(row)
             sums[:] = 0
             log.info("%s", row)
-            _write_rows(folder / "training_clip.csv", rows)
+            write_log(folder / "training_clip.csv", rows)
             _export(model, vocab_size, folder)
             with atomic(checkpoint) as temporary:
                 torch.save(
@@ -207,7 +206,7 @@ def _split(pool: Sequence[PoolSlice], share: float) -> tuple[list[PoolSlice], li
     """Keep the last volumes for the checks: never slices of one volume on both sides."""
     volumes = sorted({piece.volume for piece in pool})
     last = set(volumes[-max(1, round(share * len(volumes))) :])
-    return [p for p in pool if p.volume not in last], [p for p in pool if p.volume in last]
+    return apart(pool, last)
 
 
 def _export(model: CLIP, vocab_size: int, folder: Path) -> None:
@@ -217,10 +216,3 @@ def _export(model: CLIP, vocab_size: int, folder: Path) -> None:
     with atomic(folder / "clip.safetensors") as temporary:
         weights = {k: v.cpu().half().contiguous() for k, v in model.state_dict().items()}
         save_file(weights, temporary)
-
-
-def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with atomic(path) as temporary, open(temporary, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import logging
 import math
 import time
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from compact.learning import apart, average, learning_precision, write_log
 from compact.localizer.checks import check
 from compact.localizer.images import class_of, example, plain
 from compact.pool import PoolSlice, load_pool
@@ -59,17 +59,10 @@ class LocalizerTraining:
     seed: int = 1
 
 
-def _precision(settings: LocalizerTraining, device: torch.device) -> str:
-    if settings.precision != "auto" or device.type != "cpu":
-        return "fp32" if settings.precision == "auto" else settings.precision
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
-
-
 def _split(pieces: list[PoolSlice], held_out: int) -> tuple[list[PoolSlice], list[PoolSlice]]:
     """By volume: the last ones, CT and MR in the pool's own proportion, are kept apart."""
     volumes = sorted({p.volume for p in pieces})
-    last = set(volumes[-min(held_out, len(volumes) // 4) :])
-    return [p for p in pieces if p.volume not in last], [p for p in pieces if p.volume in last]
+    return apart(pieces, set(volumes[-min(held_out, len(volumes) // 4) :]))
 
 
 class _Batches:
@@ -99,13 +92,6 @@ class _Batches:
         return future.result()
 
 
-def _averaged(model: Localizer, ema: Localizer, decay: float) -> None:
-    with torch.no_grad():
-        own = model.trainable()
-        for name, mean in ema.trainable().items():
-            mean.lerp_(own[name], 1 - decay)
-
-
 def train_localizer(
     pool_folder: Path,
     clip_folder: Path,
@@ -128,7 +114,7 @@ def train_localizer(
     images, labels = (np.stack(part) for part in zip(*shown, strict=True))
     kinds = [piece.modality for piece in checks]
     device = choose_device(settings.device)
-    precision = _precision(settings, device)
+    precision = learning_precision(settings.precision, device)
     log.info("%d slices to learn, %d to check, %s", len(training), len(checks), precision)
 
     backbone = load_backbone(BackboneSettings(str(clip_folder)))
@@ -176,7 +162,8 @@ def train_localizer(
         nn.utils.clip_grad_norm_(own, 1.0)
         optimizer.step()
         done += 1
-        _averaged(model, ema, min(settings.ema, (1 + done) / (10 + done)))
+        decay = min(settings.ema, (1 + done) / (10 + done))
+        average(ema.trainable().values(), model.trainable().values(), decay)
         total, seen = total + loss.item(), seen + 1
         seconds = time.monotonic() - began
         progress = max(done / settings.steps, seconds / (60 * settings.minutes))
@@ -208,8 +195,5 @@ def _save(
     save_localizer(path, localizer, half=True)
     write_json(folder / "localizer.json", {"training": asdict(settings)})
     if rows:
-        with atomic(folder / LOG) as temporary, open(temporary, "w", newline="") as stream:
-            writer = csv.DictWriter(stream, rows[-1])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_log(folder / LOG, rows)
     return path

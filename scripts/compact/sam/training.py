@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import logging
 import math
 import time
@@ -18,10 +17,11 @@ from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
+from compact.learning import apart, average, learning_precision, write_log
 from compact.pool import PoolSlice, load_pool
 from compact.sam.checks import check
 from compact.sam.images import MAIN, example
-from xaiclip.device import autocast, choose_device, choose_precision
+from xaiclip.device import autocast, choose_device
 from xaiclip.files import atomic, write_json
 from xaiclip.models.segmenters.compact import CONFIG, build
 from xaiclip.models.segmenters.decoder import box_masks, decode_pairs
@@ -54,12 +54,6 @@ class SamSettings:
     device: str = "auto"
 
 
-def _precision(settings: SamSettings, device: torch.device) -> str:
-    if settings.precision != "auto" or device.type != "cpu":
-        return choose_precision(device, settings.precision)
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
-
-
 def loss_of(logits: Tensor, targets: Tensor, boxes: Tensor) -> Tensor:
     """Dice + cross-entropy, each organ counting the same whatever its size.
 
@@ -83,13 +77,7 @@ def _split(pieces: Sequence[PoolSlice], held_out: int) -> tuple[list[PoolSlice],
     volumes = sorted({p.volume for p in pieces})
     count = min(held_out, len(volumes) // 4)
     last = {volumes[i] for i in np.linspace(0, len(volumes) - 1, count).round().astype(int)}
-    return [p for p in pieces if p.volume not in last], [p for p in pieces if p.volume in last]
-
-
-def _averaged(model: Sam, ema: Sam, decay: float) -> None:
-    with torch.no_grad():
-        for mean, now in zip(ema.parameters(), model.parameters(), strict=True):
-            mean.lerp_(now, 1 - decay)
+    return apart(pieces, last)
 
 
 def _initialise(sam: Sam) -> None:
@@ -122,7 +110,7 @@ def train_sam(
     checks = [shown[i] for i in rng.choice(len(shown), min(64, len(shown)), replace=False)]
     extras = load_pool(extra) if extra else []
     device = choose_device(settings.device)
-    precision = _precision(settings, device)
+    precision = learning_precision(settings.precision, device)
     log.info("%d slices to learn, %d to check, %s", len(training), len(checks), precision)
 
     torch.manual_seed(settings.seed)
@@ -175,7 +163,8 @@ def train_sam(
         nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
         optimizer.step()
         done += 1
-        _averaged(sam, ema, min(settings.ema, (1 + done) / (10 + done)))
+        decay = min(settings.ema, (1 + done) / (10 + done))
+        average(ema.parameters(), sam.parameters(), decay)
         total, seen = total + loss.item(), seen + 1
         seconds = time.monotonic() - began
         progress = max(done / settings.steps, seconds / (60 * settings.minutes))
@@ -208,11 +197,5 @@ def _save(folder: Path, sam: Sam, rows: list[dict[str, float]], settings: SamSet
         save_file(weights, temporary)
     write_json(folder / "sam.json", {"model": CONFIG, "training": asdict(settings)})
     if rows:
-        with (
-            atomic(folder / "training_sam.csv") as temporary,
-            open(temporary, "w", newline="") as f,
-        ):
-            writer = csv.DictWriter(f, rows[-1])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_log(folder / "training_sam.csv", rows)
     return path
