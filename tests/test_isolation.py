@@ -6,28 +6,15 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from explain_fakes import FakeSegmenter
-from isolation_study import CASES, CLASSES, ORGANS, Study
+from isolation_study import CASES, ORGANS, Study, plant_models
 from xaiclip.data.record import load_slices
 from xaiclip.errors import ConfigError, StorageError
 
 
 @pytest.fixture(autouse=True)
 def models(monkeypatch):
-    """A localizer that knows where things are, and a segmenter of random weights."""
-    maps = np.full((1, 3, 224, 224), 0.1, np.float32)
-    maps[:, 1, 40:110, 40:100], maps[:, 2, 40:110, 120:190] = 0.9, 0.9
-
-    class Localizer(torch.nn.Module):
-        classes = CLASSES
-
-    monkeypatch.setattr("xaiclip.localizer.model.load_localizer", lambda *_: Localizer())
-    monkeypatch.setattr("xaiclip.localizer.model.predict", lambda *_: maps)
-    monkeypatch.setattr(
-        "xaiclip.models.segmenters.loading.load_segmenter", lambda *_: FakeSegmenter(64)
-    )
+    plant_models(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,10 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import markdown_page
-from explain_fakes import FakeSegmenter
 from in_process import Named
-from isolation_study import BATCH, CASES, CLASSES, ORGANS, Study
+from isolation_study import BATCH, CASES, CLASSES, ORGANS, FakeLocalizer, Study, plant_models
 from stored_maps import load_attributions
 from xaiclip.explain.runner import attribute_slice
 from xaiclip.explain.store import load_scores
@@ -44,18 +42,8 @@ class Volumes(Study):
 @pytest.fixture(scope="module")
 def patched():
     with pytest.MonkeyPatch.context() as patch:
-        maps = np.full((1, 3, 224, 224), 0.1, np.float32)
-        maps[:, 1, 40:110, 40:100], maps[:, 2, 40:110, 120:190] = 0.9, 0.9
-
-        class Localizer(torch.nn.Module):
-            classes = CLASSES
-
-        patch.setattr("xaiclip.localizer.model.load_localizer", lambda *_: Localizer())
-        patch.setattr("xaiclip.localizer.model.predict", lambda *_: maps)
-        patch.setattr(
-            "xaiclip.models.segmenters.loading.load_segmenter", lambda *_: FakeSegmenter(64)
-        )
-        patch.setattr("xaiclip.localizer.locating.Localizer", Localizer)
+        plant_models(patch)
+        patch.setattr("xaiclip.localizer.locating.Localizer", FakeLocalizer)
 
         def seen(_, images, *, shifts):
             """As much of the organs as the slice is bright."""
